@@ -1,0 +1,272 @@
+"""The configuration of a run: typed, validated, frozen.
+
+A recipe is a TOML file in planet_dist/recipes (or anywhere); what the command line gives as section.key=value
+stands above it, and the defaults below it. No environment variable changes a run. The process count, the device and
+the precision are the launch file's (launch/*.yaml), and nothing here repeats them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shards.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """Which chips, in which form.
+
+    Attributes:
+        split: "tail:N", "random:FRACTION" or "kfold:K/I"; see planet_dist.split.
+        size: side in pixels of the network's input; 0 keeps the chips' own size.
+        normalise: "dataset" (the training dataset's mean and deviation per band), "imagenet", or "per-chip" (each chip
+            by its own mean and deviation).
+        kind: the image kind that the recipe is meant for; "any" takes both.
+        threads: decoding threads of each process; 0 shares the cores it may use among the processes of the host.
+        prefetch_batches: batches decoded ahead.
+    """
+
+    split: str = "tail:8000"
+    size: int = Field(0, ge=0)
+    normalise: Literal["dataset", "imagenet", "per-chip"] = "dataset"
+    kind: Literal["any", "jpg", "tif"] = "any"
+    threads: int = Field(0, ge=0)
+    prefetch_batches: int = Field(3, ge=2)
+
+
+class AugmentConfig(_Section):
+    """Random changes to each training chip, drawn from (seed, epoch, chip id).
+
+    Attributes:
+        flip: mirror with probability one half.
+        quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely.
+        rotate_degrees: turn by an angle drawn from [-x, x]; what lies outside is reflected in.
+        shift: move by a fraction of the side drawn from [-x, x] along both axes; reflected likewise.
+        scale: zoom by a factor drawn from [1 - x, 1 + x].
+    """
+
+    flip: bool = False
+    quarter_turns: bool = False
+    rotate_degrees: float = Field(0.0, ge=0, le=180)
+    shift: float = Field(0.0, ge=0, lt=1)
+    scale: float = Field(0.0, ge=0, lt=1)
+
+
+class ModelConfig(_Section):
+    """The network.
+
+    Attributes:
+        name: "paper1-cnn", "paper2-cnn", "small-resnet", or a torchvision classification model.
+        width: channels of small-resnet's first stage.
+        dropout: probability, where the network has dropout.
+        l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's L2).
+        head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or "paper2"
+            (global average pooling, 512 units, ReLU).
+        weights: of a torchvision backbone: "none", "imagenet", or a path to a .pth or .safetensors file.
+    """
+
+    name: str
+    width: int = Field(64, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    l2: float = Field(0.0, ge=0)
+    head: Literal["linear", "paper1", "paper2"] = "linear"
+    weights: str = "none"
+
+
+class LossConfig(_Section):
+    """What is minimised: the mean over the global batch.
+
+    Attributes:
+        name: "bce" is binary cross-entropy on logits, summed over no label and averaged over all, as in both papers.
+        label_smoothing: moves the targets 0 and 1 towards one half by this share.
+    """
+
+    name: Literal["bce"] = "bce"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class PhaseConfig(_Section):
+    """One stretch of training with an optimizer of its own.
+
+    Attributes:
+        epochs: passes over the training chips.
+        batch_size: chips of an optimizer step over all processes together.
+        accumulate: parts in which each process takes its share of a batch, to save memory.
+        trains: "all" weights.
+        optimizer: "adam", "adamw" or "sgd".
+        schedule: the learning rate after warm-up: "constant", or "cosine" down to zero at the phase's end.
+        warmup_epochs: over which the learning rate grows linearly from zero.
+        clip_norm: largest norm of the whole gradient; 0 does not clip.
+        ema_decay: of the moving average of the weights that is evaluated and kept; 0 keeps none.
+    """
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    accumulate: int = Field(1, gt=0)
+    trains: Literal["all"] = "all"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0)
+    clip_norm: float = Field(0.0, ge=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+
+
+class EvaluateConfig(_Section):
+    """How a model is judged.
+
+    Attributes:
+        best_by: what the best checkpoint is best by, on the validation chips: "f2" (sample-averaged, with the best
+            single threshold), "accuracy" (element-wise at 0.5: the first paper's choice, which it names as its
+            mistake, section 6) or "loss".
+        batch_size: chips of one forward pass of one process.
+        turns: views averaged at test time: 1, or 8 (the four quarter turns and their mirror images).
+    """
+
+    best_by: Literal["f2", "accuracy", "loss"] = "f2"
+    batch_size: int = Field(256, gt=0)
+    turns: Literal[1, 8] = 1
+
+
+class RuntimeConfig(_Section):
+    """How a run behaves on its machine.
+
+    Attributes:
+        compute_threads: threads of one process for CPU arithmetic. It is set, never inherited: sums depend on it.
+        log_every_steps: between lines of metrics.jsonl.
+        keep_checkpoints: newest ones kept, beside the best.
+    """
+
+    compute_threads: int = Field(1, gt=0)
+    log_every_steps: int = Field(10, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+
+
+class Config(_Section):
+    """A whole run; see the sections.
+
+    Attributes:
+        description: one line, shown by `planet-dist recipes`.
+        seed: of the split, the order, the augmentation and the initial weights.
+    """
+
+    description: str
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig
+    loss: LossConfig = LossConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    phases: tuple[PhaseConfig, ...] = Field(min_length=1)
+
+    def to_toml(self) -> str:
+        """The resolved configuration as a recipe that gives it again."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def recipe_paths() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Resolves a recipe and overrides.
+
+    Args:
+        recipe: the name of one of recipe_paths(), or the path of a TOML file.
+        overrides: "section.key=value"; the value is TOML, or a bare string. A phase is named by its place:
+            "phases.0.epochs=3".
+
+    Raises:
+        ConfigError: an unknown recipe or key, or a value that its key does not take; it lists what is valid.
+    """
+    known = recipe_paths()
+    path = known.get(recipe, Path(recipe))
+    if path.suffix != ".toml" or not path.is_file():
+        close = difflib.get_close_matches(recipe, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(
+            f"recipe {recipe!r}: {hint}there are {', '.join(known)}, or give the path of a .toml file"
+        )
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path}: not TOML: {error}") from error
+    for override in overrides:
+        _apply(table, override)
+    return parse_config(table, str(path))
+
+
+def parse_config(table: dict[str, Any], where: str) -> Config:
+    """Validates a configuration read from TOML; `where` names it in errors.
+
+    Raises:
+        ConfigError: every unknown key and unfit value at once.
+    """
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        lines = [f"  {_explain(fault)}" for fault in error.errors()]
+        raise ConfigError("\n".join([f"configuration {where}:", *lines])) from error
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    parts = path.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override {override!r}: give section.key=value, for instance phases.0.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = table
+    for part in parts[:-1]:
+        if isinstance(node, list):
+            node = _item(node, part, override)
+        else:
+            node = node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
+    if isinstance(node, list):
+        raise ConfigError(
+            f"override {override!r}: name a key of one item, for instance {parts[0]}.0.KEY=VALUE"
+        )
+    node[parts[-1]] = value
+
+
+def _item(items: list[Any], part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(
+            f"override {override!r}: {part!r} is not the place of one of {len(items)} item(s), from 0"
+        )
+    return items[int(part)]
+
+
+def _explain(fault: Any) -> str:
+    at = ".".join(str(part) for part in fault["loc"]) or "(top)"
+    if fault["type"] != "extra_forbidden":
+        return f"{at}: {fault['msg']}" + ("" if fault["type"] == "missing" else f", not {fault['input']!r}")
+    section: Any = Config
+    for part in fault["loc"][:-1]:
+        if isinstance(part, str):
+            annotation = section.model_fields[part].annotation
+            section = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+    valid = list(section.model_fields)
+    close = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{at}: unknown key{hint}; valid: {', '.join(valid)}"
