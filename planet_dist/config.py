@@ -1,8 +1,8 @@
 """The configuration of a run: typed, validated, frozen.
 
-A recipe is a TOML file in planet_dist/recipes (or anywhere); what the command line gives as section.key=value
-stands above it, and the defaults below it. No environment variable changes a run. The process count, the device and
-the precision are the launch file's (launch/*.yaml), and nothing here repeats them.
+A recipe is a TOML file in planet_dist/recipes (or anywhere); what the command line gives as
+section.key=value stands above it, and the defaults below it. No environment variable changes a run. The
+process count, the device and the precision are the launch file's (launch/*.yaml); nothing here repeats them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class DataConfig(_Section):
     Attributes:
         split: "tail:N", "random:FRACTION" or "kfold:K/I"; see planet_dist.split.
         size: side in pixels of the network's input; 0 keeps the chips' own size.
-        normalise: "dataset" (the training dataset's mean and deviation per band), "imagenet", or "per-chip" (each chip
-            by its own mean and deviation).
+        normalise: "dataset" (the dataset's mean and deviation per band), "imagenet", or "per-chip" (each
+            chip by its own mean and deviation).
         kind: the image kind that the recipe is meant for; "any" takes both.
-        threads: decoding threads of each process; 0 shares the cores it may use among the processes of the host.
+        threads: decoding threads of each process; 0 shares the host's cores among its processes.
         prefetch_batches: batches decoded ahead.
     """
 
@@ -71,9 +71,10 @@ class ModelConfig(_Section):
         name: "paper1-cnn", "paper2-cnn", "small-resnet", or a torchvision classification model.
         width: channels of small-resnet's first stage.
         dropout: probability, where the network has dropout.
-        l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's L2).
-        head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or "paper2"
-            (global average pooling, 512 units, ReLU).
+        l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (as in
+            Keras).
+        head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or
+            "paper2" (global average pooling, 512 units, ReLU).
         weights: of a torchvision backbone: "none", "imagenet", or a path to a .pth or .safetensors file.
     """
 
@@ -89,7 +90,7 @@ class LossConfig(_Section):
     """What is minimised: the mean over the global batch.
 
     Attributes:
-        name: "bce" is binary cross-entropy on logits, summed over no label and averaged over all, as in both papers.
+        name: "bce" is binary cross-entropy on logits, averaged over the labels, as in both papers.
         label_smoothing: moves the targets 0 and 1 towards one half by this share.
     """
 
@@ -130,9 +131,9 @@ class EvaluateConfig(_Section):
     """How a model is judged.
 
     Attributes:
-        best_by: what the best checkpoint is best by, on the validation chips: "f2" (sample-averaged, with the best
-            single threshold), "accuracy" (element-wise at 0.5: the first paper's choice, which it names as its
-            mistake, section 6) or "loss".
+        best_by: what the best checkpoint is best by, on the validation chips: "f2" (sample-averaged, with the
+            best single threshold), "accuracy" (element-wise at 0.5: the first paper's choice, which it names
+            as its mistake, section 6) or "loss".
         batch_size: chips of one forward pass of one process.
         turns: views averaged at test time: 1, or 8 (the four quarter turns and their mirror images).
     """
@@ -146,7 +147,7 @@ class RuntimeConfig(_Section):
     """How a run behaves on its machine.
 
     Attributes:
-        compute_threads: threads of one process for CPU arithmetic. It is set, never inherited: sums depend on it.
+        compute_threads: threads of one process for CPU arithmetic. Set, never inherited: sums depend on it.
         log_every_steps: between lines of metrics.jsonl.
         keep_checkpoints: newest ones kept, beside the best.
     """
@@ -221,7 +222,8 @@ def parse_config(table: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(table)
     except ValidationError as error:
-        lines = [f"  {_explain(fault)}" for fault in error.errors()]
+        faults = [fault for fault in error.errors() if fault["type"] != "too_short"] or error.errors()
+        lines = [f"  {_explain(fault)}" for fault in faults]
         raise ConfigError("\n".join([f"configuration {where}:", *lines])) from error
 
 
@@ -236,10 +238,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
         value = text
     node: Any = table
     for part in parts[:-1]:
-        if isinstance(node, list):
-            node = _item(node, part, override)
-        else:
-            node = node.setdefault(part, {})
+        node = _item(node, part, override) if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
     if isinstance(node, list):
