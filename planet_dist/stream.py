@@ -1,0 +1,209 @@
+"""From a plan to batches on the device: plan, read + decode + batch, copy: stages of a webdataset pipeline.
+
+    pipeline = DataPipeline(PlannedSteps(...), DecodedBatches(...), OnDevice(device))
+    for batch in pipeline: ...
+
+Each stage is a callable that takes an iterator and gives one, webdataset's ordinary form, so that a stage of
+your own goes between two of these: `def stage(batches): for batch in batches: yield change(batch)`.
+The pipeline is not for accelerate.prepare(), which would deal its batches to the ranks a second time: each
+rank's source holds the rank's own part already.
+
+Pixels stay integers here; planet_dist.augment turns them into what the network sees, on the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from planet_dist.plan import Plan
+from shards.reader import Dataset
+
+Ids = NDArray[np.int64]
+
+_CHIPS_PER_TASK = 8  # decoded by one thread at a time: enough to make the hand-over cheap
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rank has to read for one step: ids int64 (B,), -1 for padding."""
+
+    epoch: int
+    step: int
+    ids_B: Ids
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a rank computes on.
+
+    Attributes:
+        epoch, step: the place in training; in an evaluation, epoch 0 and the batch's number.
+        ids_B: int64 on the host; -1 marks padding, whose pixels and targets are zero.
+        images_BHWC: the dataset's dtype. Valid until the next batch is asked for, which may use its memory.
+        targets_BC: float32, 0 or 1.
+    """
+
+    epoch: int
+    step: int
+    ids_B: Ids
+    images_BHWC: torch.Tensor
+    targets_BC: torch.Tensor
+
+
+class PlannedSteps:
+    """The source: a rank's part of every step of a phase, from a position on.
+
+    Args:
+        plan: the order.
+        epochs: of the phase.
+        start: (epoch, step) of the first step to give.
+        rank, num_ranks: whose part it is.
+    """
+
+    def __init__(self, plan: Plan, epochs: int, start: tuple[int, int], *, rank: int, num_ranks: int) -> None:
+        self.plan, self.epochs, self.start = plan, epochs, start
+        self.rank, self.num_ranks = rank, num_ranks
+
+    def __call__(self) -> Iterator[Step]:
+        first_epoch, first_step = self.start
+        for epoch in range(first_epoch, self.epochs):
+            for step in range(first_step, self.plan.steps_per_epoch):
+                yield Step(epoch, step, self.plan.rank_batch(epoch, step, self.rank, self.num_ranks))
+            first_step = 0
+
+
+class FixedSteps:
+    """A source of batches made elsewhere, such as plan.evaluation_batches."""
+
+    def __init__(self, batches: Sequence[Ids]) -> None:
+        self.batches = batches
+
+    def __call__(self) -> Iterator[Step]:
+        for number, ids_B in enumerate(self.batches):
+            yield Step(0, number, ids_B)
+
+
+class DecodedBatches:
+    """Reads and decodes ahead, in threads, into a ring of preallocated batches.
+
+    Args:
+        dataset: whose chips the ids name.
+        targets_NC: uint8 (N, C), the labels of all chips by id.
+        largest_batch: samples that a step may have.
+        threads: that decode; decoding releases the interpreter lock.
+        prefetch_batches: decoded ahead; the ring holds one more, which the consumer has.
+        pinned: page-locked memory, for asynchronous copies to a device.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        targets_NC: NDArray[np.uint8],
+        largest_batch: int,
+        *,
+        threads: int,
+        prefetch_batches: int,
+        pinned: bool = False,
+    ) -> None:
+        form = dataset.manifest.image
+        shape = (largest_batch, form.height, form.width, form.bands)
+        dtype = getattr(torch, form.dtype)
+        self.dataset, self.targets_NC, self.threads = dataset, targets_NC, threads
+        self.ring = [torch.empty(shape, dtype=dtype, pin_memory=pinned) for _ in range(prefetch_batches + 1)]
+
+    def __call__(self, steps: Iterable[Step]) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        ahead: deque[tuple[Step, int, list[Future[None]]]] = deque()
+        free = deque(range(len(self.ring)))
+        source = iter(steps)
+        try:
+            while True:
+                while free and (step := next(source, None)) is not None:
+                    slot = free.popleft()
+                    ahead.append((step, slot, self._submit(pool, step, slot)))
+                if not ahead:
+                    return
+                step, slot, tasks = ahead.popleft()
+                for task in tasks:
+                    task.result()
+                yield self._batch(step, slot)
+                free.append(slot)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, step: Step, slot: int) -> list[Future[None]]:
+        # NumPy's view, made once: a tensor's own indexing costs as much as decoding a small chip.
+        images_BHWC = self.ring[slot].numpy()
+        return [
+            pool.submit(self._decode, step.ids_B[start : start + _CHIPS_PER_TASK], images_BHWC[start:])
+            for start in range(0, len(step.ids_B), _CHIPS_PER_TASK)
+        ]
+
+    def _decode(self, ids: Ids, images_BHWC: NDArray[np.generic]) -> None:
+        for chip_id, out_HWC in zip(ids.tolist(), images_BHWC, strict=False):
+            if chip_id < 0:
+                out_HWC[...] = 0
+            else:
+                self.dataset.pixels(chip_id, out_HWC)
+
+    def _batch(self, step: Step, slot: int) -> Batch:
+        targets_BC = np.where(step.ids_B[:, None] >= 0, self.targets_NC[step.ids_B], 0).astype(np.float32)
+        images_BHWC = self.ring[slot][: len(step.ids_B)]
+        return Batch(step.epoch, step.step, step.ids_B, images_BHWC, torch.from_numpy(targets_BC))
+
+
+class OnDevice:
+    """Copies batches to a device, one ahead of the consumer, on a stream of its own where there is one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        if self.device.type != "cuda":
+            for batch in batches:
+                yield replace(
+                    batch,
+                    images_BHWC=batch.images_BHWC.to(self.device),
+                    targets_BC=batch.targets_BC.to(self.device),
+                )
+            return
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        waiting: tuple[Batch, torch.cuda.Event] | None = None
+        for batch in batches:
+            with torch.cuda.stream(side):
+                copied = replace(
+                    batch,
+                    images_BHWC=batch.images_BHWC.to(self.device, non_blocking=True),
+                    targets_BC=batch.targets_BC.pin_memory().to(self.device, non_blocking=True),
+                )
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                done.record(side)
+            if waiting is not None:
+                yield self._handed_over(*waiting)
+            waiting = (copied, done)
+            # The host waits here: the slot in the ring is used again once the next batch is asked for.
+            done.synchronize()
+        if waiting is not None:
+            yield self._handed_over(*waiting)
+
+    def _handed_over(self, batch: Batch, done: torch.cuda.Event) -> Batch:
+        consumer = torch.cuda.current_stream(self.device)
+        consumer.wait_event(done)
+        # The allocator must not give this memory to the side stream while the consumer still reads it.
+        batch.images_BHWC.record_stream(consumer)
+        batch.targets_BC.record_stream(consumer)
+        return batch
+
+
+def decode_threads(requested: int, local_ranks: int) -> int:
+    """Threads for one process: as asked, or its share of the cores that it may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return requested or max(cores // local_ranks, 1)
