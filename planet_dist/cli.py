@@ -1,0 +1,74 @@
+"""The command `planet-dist`.
+
+    planet-dist thresholds --predictions RUN/evaluation/predictions.npz --out thresholds.json
+
+Commands import what they need inside, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shards.errors import PlanetError
+
+
+class _Group(click.Group):
+    """Prints a user's mistake as one message, without a traceback, and exits with status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (PlanetError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="planet-dist")
+def main() -> None:
+    """Work with trained models and their predictions."""
+
+
+@main.command()
+@click.option(
+    "--predictions",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="predictions.npz (ids, logits, targets), or a CSV with LABEL_pred and LABEL_true columns.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the chosen rule here (thresholds.json).")
+@click.option("--folds", default=5, show_default=True, help="Parts that cross-fitting holds out in turn.")
+@click.option("--seed", default=0, show_default=True, help="For the folds and the bootstrap.")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON instead of tables.")
+def thresholds(predictions: Path, out: Path | None, folds: int, seed: int, as_json: bool) -> None:
+    """Compare decision rules on predictions, and fit the one to deploy.
+
+    Every rule is scored on the rows that it was fitted on, as papers do, and cross-fitted, on rows that it
+    wasn't fitted on. The simplest rule that isn't behind the best by more than noise is chosen and refitted
+    on all rows.
+    """
+    import json
+
+    from planet_dist.crossfit import evaluate_rules
+    from planet_dist.predictions import read_predictions
+    from planet_dist.tables import print_evaluation
+    from planet_dist.thresholds import write_thresholds
+
+    given = read_predictions(predictions)
+    if given.repeated_tags:
+        click.echo(
+            f"note: {given.repeated_tags} labels stand more than once in a row, counted once", err=True
+        )
+    evaluation = evaluate_rules(
+        given.probabilities_NC, given.targets_NC, given.labels, ids_N=given.ids_N, seed=seed, folds=folds
+    )
+    if out is not None:
+        write_thresholds(out, evaluation.chosen)
+    if as_json:
+        click.echo(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False))
+        return
+    print_evaluation(evaluation)
+    if out is not None:
+        click.echo(f"{evaluation.chosen.rule} written to {out}")
