@@ -12,8 +12,8 @@ def rule_table(evaluation: Evaluation) -> Table:
     """Each rule's F2 both ways; the chosen rule is marked."""
     table = Table(
         title=f"Decision rules: sample-averaged F2 on {evaluation.rows:,} rows",
-        caption=f"fitted: values taken from the data; cross-fitted: each row decided by a fit without its fold, "
-        f"{evaluation.folds} folds; * chosen: the simplest not behind the best by more than noise",
+        caption="fitted: values taken from the data; cross-fitted: each row decided by a fit without its "
+        f"fold, {evaluation.folds} folds; * chosen: the simplest not behind the best by more than noise",
     )
     table.add_column("rule", no_wrap=True)
     for heading in ("fitted", "same rows", "cross-fitted", "95% interval"):
