@@ -11,7 +11,7 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,9 @@ class DataConfig(_Section):
         normalise: "dataset" (the dataset's mean and deviation per band), "imagenet", or "per-chip" (each
             chip by its own mean and deviation).
         kind: the image kind that the recipe is meant for; "any" takes both.
+        lanes: parts of the dataset read side by side, for many hosts; a property of the order, not of the
+            cluster. See planet_dist.plan.
+        shuffle_window: samples within which a chip moves; a window as large as a lane shuffles uniformly.
         threads: decoding threads of each process; 0 shares the host's cores among its processes.
         prefetch_batches: batches decoded ahead.
     """
@@ -42,6 +45,8 @@ class DataConfig(_Section):
     size: int = Field(0, ge=0)
     normalise: Literal["dataset", "imagenet", "per-chip"] = "dataset"
     kind: Literal["any", "jpg", "tif"] = "any"
+    lanes: int = Field(1, gt=0)
+    shuffle_window: int = Field(65536, gt=1)
     threads: int = Field(0, ge=0)
     prefetch_batches: int = Field(3, ge=2)
 
@@ -65,21 +70,21 @@ class AugmentConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The network.
+    """The network (planet_dist.models has the layers).
 
     Attributes:
         name: "paper1-cnn", "paper2-cnn", "small-resnet", or a torchvision classification model.
         width: channels of small-resnet's first stage.
-        dropout: probability, where the network has dropout.
-        l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (as in
-            Keras).
+        dropout: probability: between the layers of paper2-cnn, before every dense layer elsewhere.
+        l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's
+            L2).
         head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or
             "paper2" (global average pooling, 512 units, ReLU).
         weights: of a torchvision backbone: "none", "imagenet", or a path to a .pth or .safetensors file.
     """
 
     name: str
-    width: int = Field(64, gt=0)
+    width: int = Field(64, gt=0, multiple_of=2)
     dropout: float = Field(0.0, ge=0, lt=1)
     l2: float = Field(0.0, ge=0)
     head: Literal["linear", "paper1", "paper2"] = "linear"
@@ -87,15 +92,37 @@ class ModelConfig(_Section):
 
 
 class LossConfig(_Section):
-    """What is minimised: the mean over the global batch.
+    """What is minimised: the mean over the global batch (planet_dist.losses has the formulas).
 
     Attributes:
-        name: "bce" is binary cross-entropy on logits, averaged over the labels, as in both papers.
-        label_smoothing: moves the targets 0 and 1 towards one half by this share.
+        name: "bce" is binary cross-entropy on logits, averaged over the labels, as in both papers; "focal"
+            and "asymmetric" weigh its terms by how wrong they are; "soft-f2" is one minus each chip's F2 with
+            probabilities in place of decisions; "softmax" lets all labels compete; "group-softmax" lets the
+            labels of each exclusive group compete (weather) and takes "bce" for the rest (second paper,
+            section 6).
+        label_smoothing: moves the targets 0 and 1 towards one half by this share; under softmax, a chip's
+            share of each label towards the same share for all.
+        label_weights: of a label's terms by its name; those not named weigh 1.
+        positive_weight: "balanced" weighs a label's terms by (chips without it) / (chips with it) where it is
+            present.
+        cooccurrence: the matrix C_o of the co-occurrence term (second paper, section 3.2): "none", "weather"
+            (1 for two labels of the first exclusive group) or "data" (more for labels that rarely meet in
+            training).
+        alpha: weight of the co-occurrence term.
+        focal_gamma: exponent of "focal".
+        asymmetric_gammas: exponents of "asymmetric" for a present and for an absent label.
+        asymmetric_margin: probability below which "asymmetric" forgives an absent label.
     """
 
-    name: Literal["bce"] = "bce"
+    name: Literal["bce", "focal", "asymmetric", "soft-f2", "softmax", "group-softmax"] = "bce"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    positive_weight: Literal["none", "balanced"] = "none"
+    cooccurrence: Literal["none", "weather", "data"] = "none"
+    alpha: float = Field(1e-4, ge=0)
+    focal_gamma: float = Field(2.0, ge=0)
+    asymmetric_gammas: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (1.0, 4.0)
+    asymmetric_margin: float = Field(0.05, ge=0, lt=1)
 
 
 class PhaseConfig(_Section):
@@ -105,7 +132,8 @@ class PhaseConfig(_Section):
         epochs: passes over the training chips.
         batch_size: chips of an optimizer step over all processes together.
         accumulate: parts in which each process takes its share of a batch, to save memory.
-        trains: "all" weights.
+        trains: "all" weights, those of the "head", or "from:MODULE": that module and all after it (for
+            instance "from:Mixed_6d", "from:layer4"). What is frozen keeps its batch-norm statistics too.
         optimizer: "adam", "adamw" or "sgd".
         schedule: the learning rate after warm-up: "constant", or "cosine" down to zero at the phase's end.
         warmup_epochs: over which the learning rate grows linearly from zero.
@@ -116,7 +144,7 @@ class PhaseConfig(_Section):
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     accumulate: int = Field(1, gt=0)
-    trains: Literal["all"] = "all"
+    trains: str = Field("all", pattern=r"^(all|head|from:[A-Za-z0-9_.]+)$")
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -149,12 +177,27 @@ class RuntimeConfig(_Section):
     Attributes:
         compute_threads: threads of one process for CPU arithmetic. Set, never inherited: sums depend on it.
         log_every_steps: between lines of metrics.jsonl.
+        checkpoint_steps: steps between checkpoints within an epoch; 0 makes them at an epoch's end alone.
         keep_checkpoints: newest ones kept, beside the best.
     """
 
     compute_threads: int = Field(1, gt=0)
     log_every_steps: int = Field(10, gt=0)
+    checkpoint_steps: int = Field(0, ge=0)
     keep_checkpoints: int = Field(2, gt=0)
+
+
+class TrackingConfig(_Section):
+    """Weights & Biases.
+
+    Attributes:
+        wandb: "auto" is online when logged in and offline otherwise; or "online", "offline", "off".
+        project, group: where the run stands there.
+    """
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    project: str = "planet-dist"
+    group: str = ""
 
 
 class Config(_Section):
@@ -173,6 +216,7 @@ class Config(_Section):
     loss: LossConfig = LossConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    tracking: TrackingConfig = TrackingConfig()
     phases: tuple[PhaseConfig, ...] = Field(min_length=1)
 
     def to_toml(self) -> str:
