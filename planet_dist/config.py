@@ -245,9 +245,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     if path.suffix != ".toml" or not path.is_file():
         close = difflib.get_close_matches(recipe, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(
-            f"recipe {recipe!r}: {hint}there are {', '.join(known)}, or give the path of a .toml file"
-        )
+        raise ConfigError(f"recipe {recipe!r}: {hint}there are {', '.join(known)}, or give the path of a .toml file")
     try:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -286,17 +284,13 @@ def _apply(table: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict | list):
             raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
     if isinstance(node, list):
-        raise ConfigError(
-            f"override {override!r}: name a key of one item, for instance {parts[0]}.0.KEY=VALUE"
-        )
+        raise ConfigError(f"override {override!r}: name a key of one item, for instance {parts[0]}.0.KEY=VALUE")
     node[parts[-1]] = value
 
 
 def _item(items: list[Any], part: str, override: str) -> Any:
     if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(
-            f"override {override!r}: {part!r} is not the place of one of {len(items)} item(s), from 0"
-        )
+        raise ConfigError(f"override {override!r}: {part!r} is not the place of one of {len(items)} item(s), from 0")
     return items[int(part)]
 
 

@@ -59,22 +59,22 @@ class Batch:
 
 
 class PlannedSteps:
-    """The source: a rank's part of every step of a phase, from a position on.
+    """The source: a rank's part of every step of some epochs.
 
     Args:
         plan: the order.
-        epochs: of the phase.
-        start: (epoch, step) of the first step to give.
+        epochs: to give.
+        first_step: of the first of them.
         rank, num_ranks: whose part it is.
     """
 
-    def __init__(self, plan: Plan, epochs: int, start: tuple[int, int], *, rank: int, num_ranks: int) -> None:
-        self.plan, self.epochs, self.start = plan, epochs, start
+    def __init__(self, plan: Plan, epochs: range, first_step: int, *, rank: int, num_ranks: int) -> None:
+        self.plan, self.epochs, self.first_step = plan, epochs, first_step
         self.rank, self.num_ranks = rank, num_ranks
 
     def __call__(self) -> Iterator[Step]:
-        first_epoch, first_step = self.start
-        for epoch in range(first_epoch, self.epochs):
+        first_step = self.first_step
+        for epoch in self.epochs:
             for step in range(first_step, self.plan.steps_per_epoch):
                 yield Step(epoch, step, self.plan.rank_batch(epoch, step, self.rank, self.num_ranks))
             first_step = 0
@@ -175,7 +175,7 @@ class OnDevice:
                     targets_BC=batch.targets_BC.to(self.device),
                 )
             return
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream(self.device)
         waiting: tuple[Batch, torch.cuda.Event] | None = None
         for batch in batches:
             with torch.cuda.stream(side):
@@ -184,7 +184,7 @@ class OnDevice:
                     images_BHWC=batch.images_BHWC.to(self.device, non_blocking=True),
                     targets_BC=batch.targets_BC.pin_memory().to(self.device, non_blocking=True),
                 )
-                done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                done = torch.cuda.Event()
                 done.record(side)
             if waiting is not None:
                 yield self._handed_over(*waiting)

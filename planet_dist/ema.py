@@ -1,0 +1,36 @@
+"""The exponential moving average of a model's weights and buffers."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class MovingAverage:
+    """Keeps an averaged copy of a model.
+
+    The decay starts low and rises to `decay`, so that the first steps do not weigh on short runs:
+    min(decay, (1 + n) / (10 + n)) at update n, as TensorFlow's ExponentialMovingAverage has it.
+
+    Attributes:
+        model: the copy, in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        """Moves the copy towards `model`; `updates` counts those made before."""
+        weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
+        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        floats = []
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                floats.append((mine, theirs))
+            else:
+                mine.copy_(theirs)
+        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)

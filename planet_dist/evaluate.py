@@ -1,0 +1,90 @@
+"""Inference over many ranks: every id comes exactly once, and its logits do not depend on the ranks.
+
+Letters in array names: N chips, B of one batch, C labels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
+from webdataset import DataPipeline
+
+from planet_dist.augment import Preprocess, views
+from planet_dist.plan import evaluation_batches
+from planet_dist.stream import Batch, DecodedBatches, FixedSteps, OnDevice
+from shards.errors import TrainingError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits of chips: ids int64 (N,) ascending, logits float32 (N, C)."""
+
+    ids_N: Ids
+    logits_NC: NDArray[np.float32]
+
+
+@torch.no_grad()
+def infer(model: nn.Module, preprocess: Preprocess, batches: Iterable[Batch], turns: int) -> Logits:
+    """A rank's own logits, padding included; the mean over `turns` views of each chip."""
+    model.eval()
+    ids: list[Ids] = []
+    logits: list[torch.Tensor] = []
+    for batch in batches:
+        images_BCHW = preprocess.evaluate(batch.images_BHWC)
+        views_logits = [model(view_BCHW).float() for view_BCHW in views(images_BCHW, turns)]
+        logits.append(torch.stack(views_logits).mean(dim=0))
+        ids.append(batch.ids_B)
+    return Logits(np.concatenate(ids), torch.cat(logits).cpu().numpy())
+
+
+def evaluate(
+    model: nn.Module,
+    preprocess: Preprocess,
+    decoded: DecodedBatches,
+    ids_N: Ids,
+    *,
+    batch_size: int,
+    turns: int,
+    accelerator: Accelerator,
+) -> Logits:
+    """The logits of `ids_N` on every rank, in ascending order of ids.
+
+    Raises:
+        TrainingError: an id is missing, came twice, or was not asked for.
+    """
+    mine = evaluation_batches(ids_N, batch_size, accelerator.process_index, accelerator.num_processes)
+    pipeline = DataPipeline(FixedSteps(mine), decoded, OnDevice(accelerator.device))
+    part = infer(model, preprocess, pipeline, turns)
+    device = accelerator.device
+    all_ids_N = accelerator.gather(torch.from_numpy(part.ids_N).to(device)).cpu().numpy()
+    all_logits_NC = accelerator.gather(torch.from_numpy(part.logits_NC).to(device)).cpu().numpy()
+    return audit(Logits(all_ids_N, all_logits_NC), ids_N)
+
+
+def audit(gathered: Logits, expected_N: Ids) -> Logits:
+    """Drops the padding, sorts by id, and holds the ids against those that were asked for.
+
+    Raises:
+        TrainingError: they differ; figures over another set of chips would look like figures.
+    """
+    kept = gathered.ids_N >= 0
+    order = np.argsort(gathered.ids_N[kept], kind="stable")
+    ids_N, logits_NC = gathered.ids_N[kept][order], gathered.logits_NC[kept][order]
+    if not np.array_equal(ids_N, np.sort(expected_N)):
+        found, counts = np.unique(ids_N, return_counts=True)
+        missing = np.setdiff1d(expected_N, found)[:5].tolist()
+        doubled = found[counts > 1][:5].tolist()
+        foreign = np.setdiff1d(found, expected_N)[:5].tolist()
+        raise TrainingError(
+            f"evaluation gathered {len(ids_N)} of {len(expected_N)} chips: missing {missing}, doubled {doubled}, "
+            f"foreign {foreign} (first five of each); each chip must come exactly once"
+        )
+    return Logits(ids_N, logits_NC)

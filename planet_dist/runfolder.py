@@ -1,0 +1,116 @@
+"""A run on disk: its folder, and the two logs in it.
+
+RUN/config.toml      the resolved configuration
+RUN/metrics.jsonl    the truth, one JSON object a line: functions of data and seed alone
+RUN/timing.jsonl     what differs from run to run: rates, waits, times of day
+RUN/checkpoints/     planet_dist.checkpoint
+RUN/evaluation/      predictions.npz, thresholds.json, metrics.json of the best checkpoint
+RUN/bundle/          planet_dist.bundle
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from planet_dist.checkpoint import Checkpoint, load_checkpoint, newest
+from planet_dist.config import Config
+from shards.errors import RunError
+from shards.schema import write_whole
+
+Resume = Literal["never", "auto"]
+
+
+class RunFolder:
+    """The paths of a run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.metrics = root / "metrics.jsonl"
+        self.timing = root / "timing.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.evaluation = root / "evaluation"
+        self.bundle = root / "bundle"
+
+    def check(self, resume: Resume) -> None:
+        """Raises RunError when the folder holds something and resuming was not asked for."""
+        if resume == "never" and self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise RunError(
+                f"{self.root}: exists already; give another --out, or --resume auto to go on with the run in it"
+            )
+
+    def checkpoint(self, resume: Resume, run: dict[str, Any]) -> Checkpoint | None:
+        """The checkpoint to go on from, or None to start.
+
+        Args:
+            run: what the checkpoint must have been made with (checkpoint.State.run).
+
+        Raises:
+            RunError: it was made with something else; the text shows each difference.
+        """
+        folder = newest(self.checkpoints) if resume == "auto" else None
+        if folder is None:
+            return None
+        checkpoint = load_checkpoint(folder)
+        differences = _differences(checkpoint.state.run, run)
+        if differences:
+            raise RunError(
+                "\n".join(
+                    [f"{folder}: made with another configuration, dataset or precision:"]
+                    + [f"  {line}" for line in differences]
+                    + ["resume with the same, or give another --out"]
+                )
+            )
+        return checkpoint
+
+    def create(self, config: Config) -> None:
+        """Makes the folder, and writes the configuration into it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_whole(self.config, config.to_toml().encode())
+        except OSError as error:
+            raise RunError(f"{self.root}: cannot be written ({error}); give another --out") from error
+
+
+def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in _differences(a, b, f"{at}.{i}")]
+    return [] if old == new else [f"{at}: {old!r} in the checkpoint, {new!r} now"]
+
+
+class JsonLines:
+    """A log of one JSON object a line.
+
+    Args:
+        path: the file.
+        keep_bytes: what to keep of a file that exists; what stands beyond, a torn line too, was undone by a
+            restart. None keeps all.
+    """
+
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+        self._file = path.open("ab")
+        if keep_bytes is not None:
+            self._file.truncate(keep_bytes)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Writes one line, whole, at once."""
+        os.write(self._file.fileno(), (json.dumps(record) + "\n").encode())
+
+    def size(self) -> int:
+        """The file's length in bytes, once it's on disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,107 @@
+"""The run at Weights & Biases, through Accelerate's tracker: the same numbers as metrics.jsonl.
+
+Nothing here waits for a network: without a login a run is logged offline, into RUN/wandb, to be sent later.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+import warnings
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from planet_dist.config import Config, TrackingConfig
+from planet_dist.runfolder import RunFolder
+
+
+def tracking_mode(config: TrackingConfig) -> str:
+    """ "online", "offline" or "disabled", found without asking anybody."""
+    if config.wandb != "auto":
+        return {"off": "disabled"}.get(config.wandb, config.wandb)
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    return "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].rstrip("/")
+    try:
+        path = os.environ.get("NETRC")
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Tracker:
+    """Logs to W&B, or nowhere.
+
+    Args:
+        accelerator: whose tracker it is; only rank 0 logs.
+        run: the run's folder; W&B's own files lie under it.
+        run_id: of the run that is resumed, or None for a new one.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: Config,
+        run: RunFolder,
+        *,
+        name: str,
+        run_id: str | None,
+    ) -> None:
+        self.run_id = run_id or secrets.token_hex(4)
+        self._accelerator = accelerator
+        self._on = accelerator.is_main_process and tracking_mode(config.tracking) != "disabled"
+        if not self._on:
+            return
+        (run.root / "wandb").mkdir(exist_ok=True)
+        settings = {
+            "dir": str(run.root),
+            "id": self.run_id,
+            "name": name,
+            "mode": tracking_mode(config.tracking),
+            "resume": "allow",
+            "group": config.tracking.group or None,
+        }
+        self._quietly(
+            accelerator.init_trackers,
+            config.tracking.project,
+            config=config.model_dump(mode="json"),
+            init_kwargs={"wandb": settings},
+        )
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Logs numbers at an optimizer step."""
+        if self._on:
+            self._accelerator.log(values, step=step)
+
+    def close(self) -> None:
+        """Flushes what is not yet written."""
+        if self._on:
+            self._quietly(self._accelerator.end_training)
+
+    def _quietly(self, call: Any, *args: Any, **kwargs: Any) -> None:
+        # W&B prints banners to the terminal that the live line is on.
+        before = os.environ.get("WANDB_SILENT")
+        os.environ["WANDB_SILENT"] = "true"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                call(*args, **kwargs)
+        finally:
+            if before is None:
+                del os.environ["WANDB_SILENT"]
+            else:
+                os.environ["WANDB_SILENT"] = before
+
+
+def offline_files(run: Path) -> list[Path]:
+    """The offline runs that W&B left under a run's folder."""
+    return sorted((run / "wandb").glob("offline-run-*"))
