@@ -7,7 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from shards.errors import DatasetError
 from shards.labels import ExclusiveGroup, Vocabulary
 from shards.pixels import DTYPES, PixelFormat
 
-FORMAT = "planet-dist-dataset"
+FORMAT: Final = "planet-dist-dataset"
 VERSION = 1
 MANIFEST = "manifest.json"
 MAX_KEY_BYTES = 90  # a USTAR name holds 100 bytes, extension included
@@ -121,9 +121,7 @@ class Manifest(_Record):
         if len(self.mean) != bands or len(self.std) != bands:
             raise ValueError(f"mean and std must have one entry for each of {bands} bands")
         if sum(shard.count for shard in self.shards) != self.count or self.labelled > self.count:
-            raise ValueError(
-                f"count {self.count} disagrees with the shards' counts or with labelled {self.labelled}"
-            )
+            raise ValueError(f"count {self.count} disagrees with the shards' counts or with labelled {self.labelled}")
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
             raise ValueError("two shards bear one name")
@@ -163,9 +161,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise DatasetError(
-            f"{where}: {at}: {first['msg']} ({error.error_count()} fault(s) in all)"
-        ) from error
+        raise DatasetError(f"{where}: {at}: {first['msg']} ({error.error_count()} fault(s) in all)") from error
     except ValueError as error:
         raise DatasetError(f"{where}: {error}") from error
     return manifest

@@ -1,0 +1,188 @@
+"""Checks one shard: its two files, the tar byte for byte against its index, and every chip in it."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import DatasetError, DecodeError, Problem
+from shards.moments import Moments, MomentSum, total_moments
+from shards.names import NAME_RULE, name_fault, printable
+from shards.packing import check_form, class_member, decode_with_offset
+from shards.pixels import Pixels
+from shards.schema import Manifest, Shard, parse_index
+from shards.ustar import BLOCK_BYTES, archive_end, member_header, padding
+
+MOMENT_CHIPS = 64
+_REMEDY = "restore the shard from a copy, or build the dataset again"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Which shard to check: number `shard` of the manifest of the dataset in `root`."""
+
+    root: Path
+    manifest: Manifest
+    shard: int
+    strict: bool
+
+
+@dataclass
+class ShardFindings:
+    """What a shard holds: its index or None where that is damaged, pixel sums, problems, breaches of rules."""
+
+    index: NDArray[np.void] | None = None
+    moments: Moments = field(default_factory=lambda: Moments(0, (), ()))
+    problems: list[Problem] = field(default_factory=list)
+    breaches: Counter[str] = field(default_factory=Counter)
+
+
+def inspect_shard(task: ShardTask) -> ShardFindings:
+    """Checks one shard and never raises for what its files hold."""
+    shard = task.manifest.shards[task.shard]
+    findings = ShardFindings()
+    findings.index, index_problems = _read_index(task.root, shard)
+    tar, tar_problems = _read_tar(task.root, shard)
+    findings.problems += index_problems + tar_problems
+    if findings.index is not None and tar is not None:
+        _Samples(task, findings, tar).check(findings.index)
+    return findings
+
+
+def _read_index(root: Path, shard: Shard) -> tuple[NDArray[np.void] | None, list[Problem]]:
+    path = root / f"{shard.name}.idx"
+    rule = "every shard has the index that the manifest describes"
+    try:
+        return parse_index(path.read_bytes(), shard, str(path)), []
+    except OSError as error:
+        return None, [Problem(rule, printable(str(path)), 0, str(error.strerror), _REMEDY)]
+    except DatasetError as error:
+        found = str(error).removeprefix(f"{path}: ")
+        return None, [Problem(rule, printable(str(path)), 0, printable(found), _REMEDY)]
+
+
+def _read_tar(root: Path, shard: Shard) -> tuple[memoryview | None, list[Problem]]:
+    path = root / f"{shard.name}.tar"
+    rule = "every shard has the tar that the manifest describes"
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.seek(0, 2)
+            tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+    except OSError as error:
+        return None, [Problem(rule, printable(str(path)), 0, str(error.strerror), _REMEDY)]
+    faults = []
+    if size != shard.bytes:
+        faults.append(f"{size} bytes where the manifest says {shard.bytes}")
+    if digest != shard.sha256:
+        faults.append(f"sha256 {digest} where the manifest says {shard.sha256}")
+    return tar, [Problem(rule, printable(str(path)), 0, fault, _REMEDY) for fault in faults]
+
+
+class _Samples:
+    """Walks a tar sample by sample, holding its bytes against those that the index makes necessary."""
+
+    def __init__(self, task: ShardTask, findings: ShardFindings, tar: memoryview) -> None:
+        self._task, self._findings, self._tar = task, findings, tar
+        self._where = printable(str(task.root / f"{task.manifest.shards[task.shard].name}.tar"))
+        self._kind = task.manifest.image.kind
+        self._form = task.manifest.image.pixels
+        self._vocabulary = task.manifest.vocabulary
+        self._broken_rules: dict[int, list[str]] = {}
+
+    def check(self, index: NDArray[np.void]) -> None:
+        position = 0
+        moments = MomentSum(self._form)
+        parts: list[Moments] = []
+        for number, record in enumerate(index):
+            key = bytes(record["key"]).decode("utf-8", "surrogateescape")
+            for rule, fault in self._walk(record, key, position):
+                self._report(key, rule, fault)
+            position = self._end(record)
+            pixels = self._pixels(record, key)
+            if pixels is not None:
+                moments.add(pixels)
+            if number % MOMENT_CHIPS == MOMENT_CHIPS - 1:
+                parts.append(moments.total())
+                moments = MomentSum(self._form)
+            self._labels(record, key)
+        self._findings.moments = total_moments([*parts, moments.total()], self._form.bands)
+        if bytes(self._tar[position:]) != archive_end(position):
+            self._report(None, "a tar ends in zeros after its last sample", f"other bytes from {position} on")
+
+    def _report(self, key: str | None, rule: str, fault: str, remedy: str = _REMEDY) -> None:
+        value = fault if key is None else f"chip {printable(repr(key))}: {fault}"
+        self._findings.problems.append(Problem(rule, self._where, 0, value, remedy))
+
+    def _end(self, record: np.void) -> int:
+        offset, size = int(record["offset"]), int(record["size"])
+        end = offset + size + len(padding(size))
+        if record["labelled"]:
+            end += len(class_member("_.", int(record["labels"])))
+        return end
+
+    def _walk(self, record: np.void, key: str, position: int) -> Iterator[tuple[str, str]]:
+        offset, size = int(record["offset"]), int(record["size"])
+        fault = name_fault(key)
+        name = f"{key}.{self._kind}"
+        if fault:
+            yield NAME_RULE, fault
+            return
+        if offset != position + BLOCK_BYTES:
+            yield "samples follow each other without a gap", f"offset {offset} where {position + BLOCK_BYTES} is next"
+        if offset < BLOCK_BYTES or offset + size > len(self._tar):
+            yield "a sample lies within its tar", f"bytes {offset} to {offset + size} of {len(self._tar)}"
+            return
+        header = bytes(self._tar[offset - BLOCK_BYTES : offset])
+        if header != member_header(name, size):
+            found = printable(repr(header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")))
+            yield "a member's header is a USTAR one of the index's name and size", f"found that of {found}"
+        image = self._tar[offset : offset + size]
+        if hashlib.sha256(image).digest() != record["digest"].tobytes():
+            yield "an image has the digest that the index holds", "its bytes have changed"
+        rest = padding(size)
+        if record["labelled"]:
+            rest += class_member(name, int(record["labels"]))
+        if bytes(self._tar[offset + size : offset + size + len(rest)]) != rest:
+            text = bytes(self._tar[offset + size + len(padding(size)) + BLOCK_BYTES :][:20]).rstrip(b"\0")
+            found = f"found {text!r}" if record["labelled"] else "found other bytes than zeros"
+            yield "an image is followed by its padding and by KEY.cls with the index's label bits", found
+
+    def _pixels(self, record: np.void, key: str) -> Pixels | None:
+        offset, size = int(record["offset"]), int(record["size"])
+        image = self._tar[offset : offset + size]
+        try:
+            pixels, raw_offset = decode_with_offset(image, self._kind)
+            check_form(pixels, self._form)
+        except DecodeError as error:
+            self._report(key, error.rule, error.value, error.remedy)
+            return None
+        if raw_offset != int(record["pixels"]):
+            rule = "the index tells from where on the pixels lie uncompressed"
+            self._report(key, rule, f"{int(record['pixels'])} where it is {raw_offset}")
+        return pixels
+
+    def _labels(self, record: np.void, key: str) -> None:
+        bits, count = int(record["labels"]), len(self._vocabulary.labels)
+        if bits >> count or (bits and not record["labelled"]):
+            found = f"bits {bits:#x} of {count} labels" if record["labelled"] else "labels of an unlabelled chip"
+            self._report(key, "label bits are those of the manifest's labels", found)
+            return
+        if not record["labelled"]:
+            return
+        if bits not in self._broken_rules:
+            self._broken_rules[bits] = self._vocabulary.breaches(bits)
+        broken = self._broken_rules[bits]
+        self._findings.breaches.update(broken)
+        if self._task.strict:
+            for rule in broken:
+                names = " ".join(self._vocabulary.names(bits)) or "no labels"
+                remedy = "correct the labels and build again, or verify without --strict"
+                self._report(key, f"label sets follow the vocabulary's rules: {rule}", names, remedy)

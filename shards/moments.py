@@ -1,0 +1,89 @@
+"""Mean and standard deviation per band, from exact sums wherever pixels are integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.pixels import PixelFormat, Pixels
+
+BLOCK_ROWS = 256  # 256 rows of 255 squared stay below 2^24, up to which float32 counts without a gap
+SIGNIFICANT_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the pixels of some chips, per band: integers for integer pixels, floats for float pixels."""
+
+    pixels: int
+    sums: tuple[float, ...]
+    squares: tuple[float, ...]
+
+    def mean(self) -> list[float]:
+        """Per band, in the pixels' units, rounded to 9 significant digits: equal on every machine."""
+        return [_rounded(total / self.pixels) for total in self.sums]
+
+    def std(self) -> list[float]:
+        """Per band, over all pixels (divided by their number), rounded like the mean."""
+        variances = [
+            (square * self.pixels - total * total) / (self.pixels * self.pixels)
+            for total, square in zip(self.sums, self.squares, strict=True)
+        ]
+        return [_rounded(math.sqrt(max(0.0, variance))) for variance in variances]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def total_moments(parts: Iterable[Moments], bands: int) -> Moments:
+    """The moments of all parts together, added in their order."""
+    pixels = 0
+    sums: list[float] = [0] * bands
+    squares: list[float] = [0] * bands
+    for part in parts:
+        pixels += part.pixels
+        sums = [a + b for a, b in zip(sums, part.sums, strict=True)]
+        squares = [a + b for a, b in zip(squares, part.squares, strict=True)]
+    return Moments(pixels, tuple(sums), tuple(squares))
+
+
+class MomentSum:
+    """Adds up the pixels of at most 64 chips of one form.
+
+    Column sums are one matrix product, four times faster than plain sums over integers, and still exact:
+    each block's sums stay within the float's integers, and blocks are added as 64-bit integers.
+    """
+
+    def __init__(self, form: PixelFormat) -> None:
+        self._form = form
+        columns = form.width * form.bands
+        rows = min(BLOCK_ROWS, form.height)
+        work = np.dtype(np.float32 if form.dtype == "uint8" else np.float64)
+        self._ones = np.ones(rows, work)
+        self._block = np.empty((rows, columns), work)
+        exact = form.dtype != "float32"
+        self._sums: NDArray[np.generic] = np.zeros((2, columns), np.int64 if exact else np.float64)
+        self._chips = 0
+
+    def add(self, pixels_HWB: Pixels) -> None:
+        """Adds one chip (H, W, bands) of the form's dtype."""
+        rows_HC = pixels_HWB.reshape(self._form.height, -1)
+        for start in range(0, self._form.height, BLOCK_ROWS):
+            rows = rows_HC[start : start + BLOCK_ROWS]
+            block, ones = self._block[: len(rows)], self._ones[: len(rows)]
+            np.copyto(block, rows)
+            self._sums[0] += (ones @ block).astype(self._sums.dtype)
+            np.multiply(block, block, out=block)
+            self._sums[1] += (ones @ block).astype(self._sums.dtype)
+        self._chips += 1
+
+    def total(self) -> Moments:
+        """What has been added up."""
+        form = self._form
+        sums, squares = self._sums.reshape(2, form.width, form.bands).sum(axis=1).tolist()
+        return Moments(self._chips * form.height * form.width, tuple(sums), tuple(squares))

@@ -1,0 +1,145 @@
+"""Checks every byte of a dataset against its manifest and indexes, and every chip against their claims."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.assemble import images_digest, label_statistics
+from shards.errors import Problem
+from shards.inspection import ShardFindings, ShardTask, inspect_shard
+from shards.moments import total_moments
+from shards.names import printable
+from shards.reader import Dataset
+from shards.schema import MANIFEST, Manifest
+from shards.unfinished import REJECTED
+from shards.workers import map_in_order, worker_pool
+
+REBUILD = "restore the file from a copy, or build the dataset again"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a check has found.
+
+    Attributes:
+        chips: how many were checked.
+        problems: every bad file, shard and sample; none for a sound dataset.
+        breaches: how many chips break each rule of the vocabulary.
+    """
+
+    chips: int
+    problems: list[Problem]
+    breaches: Counter[str]
+
+
+def verify(
+    root: Path,
+    *,
+    workers: int = 1,
+    strict: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> VerifyReport:
+    """Checks a dataset: files, digests, tar structure, every image, every label set, all counts.
+
+    Args:
+        root: the dataset's folder.
+        workers: processes, each of which takes whole shards.
+        strict: a label set that breaks a rule of the vocabulary is a problem.
+        progress: called with the chips checked and their number.
+
+    Raises:
+        DatasetError: there is no manifest, or it cannot be read.
+    """
+    manifest = Dataset(root).manifest
+    problems = _extra_files(root, manifest)
+    tasks = [ShardTask(root, manifest, number, strict) for number in range(len(manifest.shards))]
+    findings: list[ShardFindings] = []
+    done = 0
+    progress(0, manifest.count)
+    with worker_pool(min(workers, max(1, len(tasks)))) as pool:
+        for found in map_in_order(pool, inspect_shard, tasks, 2 * workers + 2):
+            done += manifest.shards[len(findings)].count
+            findings.append(found)
+            progress(done, manifest.count)
+    problems += [problem for found in findings for problem in found.problems]
+    breaches = sum((found.breaches for found in findings), Counter[str]())
+    indexes = [found.index for found in findings]
+    whole = [index for index in indexes if index is not None]
+    if whole and len(whole) == len(indexes):
+        index_N = np.concatenate(whole)
+        problems += _repeated_names(root, index_N) + _totals(root, manifest, index_N, findings)
+    elif not indexes:
+        problems.append(_manifest_problem(root, "the manifest names no shard"))
+    return VerifyReport(done, problems, breaches)
+
+
+def _extra_files(root: Path, manifest: Manifest) -> list[Problem]:
+    known = {f"{shard.name}.{ending}" for shard in manifest.shards for ending in ("tar", "idx")}
+    known |= {MANIFEST, REJECTED}
+    return [
+        Problem(
+            "the folder holds what the manifest names and nothing else",
+            printable(str(path)),
+            0,
+            "not in the manifest",
+            "move it elsewhere, or delete it",
+        )
+        for path in sorted(root.iterdir())
+        if path.name not in known
+    ]
+
+
+def _repeated_names(root: Path, index_N: NDArray[np.void]) -> list[Problem]:
+    counts = Counter(bytes(key) for key in index_N["key"])
+    return [
+        Problem(
+            "every chip has a name of its own",
+            printable(str(root)),
+            0,
+            f"{printable(repr(key.decode('utf-8', 'surrogateescape')))} stands {count} times",
+            REBUILD,
+        )
+        for key, count in counts.items()
+        if count > 1
+    ]
+
+
+def _totals(
+    root: Path, manifest: Manifest, index_N: NDArray[np.void], findings: Sequence[ShardFindings]
+) -> list[Problem]:
+    labelled, label_counts, cooccurrence = label_statistics(manifest.vocabulary, index_N)
+    found = {
+        "labelled": labelled,
+        "label_counts": label_counts,
+        "cooccurrence": cooccurrence,
+        "sources.images_sha256": images_digest(index_N),
+    }
+    claimed = {
+        "labelled": manifest.labelled,
+        "label_counts": manifest.label_counts,
+        "cooccurrence": manifest.cooccurrence,
+        "sources.images_sha256": manifest.sources.images_sha256,
+    }
+    wrong = [name for name in found if found[name] != claimed[name]]
+    moments = total_moments((each.moments for each in findings), manifest.image.bands)
+    if moments.pixels == manifest.count * manifest.image.height * manifest.image.width:
+        for name, values, claims in (
+            ("mean", moments.mean(), manifest.mean),
+            ("std", moments.std(), manifest.std),
+        ):
+            # Floats are added in another order here than in the build's chunks; integers agree in every digit.
+            if not all(math.isclose(*pair, rel_tol=1e-7) for pair in zip(values, claims, strict=True)):
+                wrong.append(name)
+    return [_manifest_problem(root, f"{name} is not what the chips and their indexes give") for name in wrong]
+
+
+def _manifest_problem(root: Path, value: str) -> Problem:
+    rule = "the manifest's figures are those of its chips"
+    return Problem(rule, printable(str(root / MANIFEST)), 0, value, REBUILD)

@@ -1,0 +1,78 @@
+"""Worker processes that answer in order, and that never outlive the process that started them."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import TypeVar
+
+from shards.errors import PlanetError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def available_cores() -> int:
+    """How many cores this process may use, which a container or job can set below the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[Executor]:
+    """Workers for as long as the block runs: processes, or one thread of this process for one worker."""
+    executor: Executor
+    if workers == 1:
+        executor = ThreadPoolExecutor(1)
+    else:
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_die_with_parent, initargs=(os.getpid(),)
+        )
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def map_in_order(
+    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], look_ahead: int
+) -> Iterator[Result]:
+    """Results in the items' order, with at most `look_ahead` of them under way or waiting to be taken.
+
+    Raises:
+        PlanetError: a worker process died.
+    """
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) >= look_ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise PlanetError(
+            "a worker process died, most often because the kernel stopped it when memory ran out; "
+            "run the same command again with a smaller --workers"
+        ) from error
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Ends this worker with its parent, however that ends, and leaves Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # it ended before the line above took hold
+            os._exit(1)
