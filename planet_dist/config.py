@@ -32,7 +32,7 @@ class DataConfig(_Section):
         split: "tail:N", "random:FRACTION" or "kfold:K/I"; see planet_dist.split.
         size: side in pixels of the network's input; 0 keeps the chips' own size.
         normalise: "dataset" (the dataset's mean and deviation per band), "imagenet", or "per-chip" (each
-            chip by its own mean and deviation).
+            chip's smallest value becomes 0 and its greatest 1); see planet_dist.augment.
         kind: the image kind that the recipe is meant for; "any" takes both.
         lanes: parts of the dataset read side by side, for many hosts; a property of the order, not of the
             cluster. See planet_dist.plan.
@@ -55,7 +55,7 @@ class AugmentConfig(_Section):
     """Random changes to each training chip, drawn from (seed, epoch, chip id).
 
     Attributes:
-        flip: mirror with probability one half.
+        flip: mirror left to right with probability one half.
         quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely.
         rotate_degrees: turn by an angle drawn from [-x, x]; what lies outside is reflected in.
         shift: move by a fraction of the side drawn from [-x, x] along both axes; reflected likewise.
