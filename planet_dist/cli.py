@@ -58,9 +58,7 @@ def thresholds(predictions: Path, out: Path | None, folds: int, seed: int, as_js
 
     given = read_predictions(predictions)
     if given.repeated_tags:
-        click.echo(
-            f"note: {given.repeated_tags} labels stand more than once in a row, counted once", err=True
-        )
+        click.echo(f"note: {given.repeated_tags} labels stand more than once in a row, counted once", err=True)
     evaluation = evaluate_rules(
         given.probabilities_NC, given.targets_NC, given.labels, ids_N=given.ids_N, seed=seed, folds=folds
     )

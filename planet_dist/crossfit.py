@@ -195,9 +195,7 @@ def fold_numbers(count: int, folds: int, seed: int) -> NDArray[np.int64]:
         ConfigError: fewer than 2 folds, more than rows, or a negative seed.
     """
     if not 2 <= folds <= count:
-        raise ConfigError(
-            f"{folds} folds of {count} rows: one is scored, the rest fitted on; give 2 to {count}"
-        )
+        raise ConfigError(f"{folds} folds of {count} rows: one is scored, the rest fitted on; give 2 to {count}")
     if seed < 0:
         raise ConfigError(f"seed {seed} is negative; give 0 or more")
     rng = np.random.default_rng([seed, _FOLDS_STREAM])

@@ -45,9 +45,7 @@ class Predictions:
     repeated_tags: int = 0
 
 
-def write_predictions(
-    path: Path, labels: Sequence[str], ids_N: Array, logits_NC: Array, targets_NC: Array
-) -> None:
+def write_predictions(path: Path, labels: Sequence[str], ids_N: Array, logits_NC: Array, targets_NC: Array) -> None:
     """Writes predictions.npz whole or not at all; the same content gives the same bytes.
 
     Args:
@@ -109,7 +107,7 @@ def _read_npz(path: Path) -> Predictions:
         values_NC = probabilities(scores_NC) if given[0] == "logits" else scores_NC
         checked_NC = check_probabilities(values_NC)
         true_NC = check_targets(arrays["targets"], checked_NC.shape)
-    except (RunError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise RunError(f"{path}: {error}") from error
     return Predictions(tuple(str(name) for name in names_C), ids_N, checked_NC, true_NC)
 
@@ -127,9 +125,7 @@ def _read_csv(path: Path) -> Predictions:
         raise RunError(f"{path}: no rows below the header; {_FORMS}")
     for line, row in numbered:
         if len(row) != len(header):
-            raise RunError(
-                f"{path}:{line}: {len(row)} fields where the header has {len(header)}; mend the row"
-            )
+            raise RunError(f"{path}:{line}: {len(row)} fields where the header has {len(header)}; mend the row")
     cells_NF, lines = np.array([row for _, row in numbered]), [line for line, _ in numbered]
     probabilities_NC = _numbers(path, header, cells_NF, lines, [f"{label}_pred" for label in labels])
     targets_NC = _numbers(path, header, cells_NF, lines, [f"{label}_true" for label in labels])
@@ -144,9 +140,7 @@ def _labels_of(path: Path, header: list[str]) -> tuple[str, ...]:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise RunError(f"{path}:1: the header repeats {repeated}; name each column once")
-    predicted, true = (
-        [name.removesuffix(end) for name in header if name.endswith(end)] for end in ("_pred", "_true")
-    )
+    predicted, true = ([name.removesuffix(end) for name in header if name.endswith(end)] for end in ("_pred", "_true"))
     if not predicted:
         raise RunError(f"{path}:1: no column ends with _pred; {_FORMS}")
     if set(predicted) != set(true):

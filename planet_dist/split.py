@@ -117,7 +117,7 @@ def split(
     chosen = int(np.count_nonzero(validates_M))
     if chosen in (0, count):
         raise ConfigError(
-            f"split {expression!r} of {count} labelled chips leaves {count - chosen} to train and {chosen} to "
+            f"split {expression!r} of {count} labelled chips leaves {count - chosen} to train, {chosen} to "
             "validate; each part needs one at least, so split another way or add labelled chips"
         )
     return Split(np.sort(ids_M[~validates_M]), np.sort(ids_M[validates_M]))

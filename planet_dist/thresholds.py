@@ -58,9 +58,7 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.values) or not self.labels:
-            raise RunError(
-                f"{len(self.values)} thresholds for {len(self.labels)} labels; each label needs one"
-            )
+            raise RunError(f"{len(self.values)} thresholds for {len(self.labels)} labels; each label needs one")
         for label, value in zip(self.labels, self.values, strict=True):
             if not 0.0 <= value <= 1.0:
                 raise RunError(f"the threshold of {label} is {value}; it must be in [0, 1]")
@@ -136,9 +134,7 @@ def read_thresholds(path: Path) -> Thresholds:
     try:
         table = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path}: {error}; give the thresholds.json of planet-dist thresholds --out"
-        ) from error
+        raise RunError(f"{path}: {error}; give the thresholds.json of planet-dist thresholds --out") from error
     return Thresholds.from_json(table, str(path))
 
 
