@@ -16,9 +16,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -63,20 +64,24 @@ def write_chips(
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     _check(out, count, kind, seed, size, workers)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    out = out.absolute()
+    # Beside a new folder, so that one rename makes it; in one that is there, for it may be a disk of its own.
+    home = out if out.is_dir() else out.parent
+    aside = home / f".{out.name}.{os.getpid()}.tmp"
     try:
         aside.mkdir(parents=True)
         for extension in _EXTENSIONS[kind]:
             (aside / f"train-{extension}").mkdir()
         rows: list[str] = [""] * count
         done = 0
-        for start, tags in _draw_all(aside, count, kind, seed, size, workers):
-            rows[start : start + len(tags)] = [f"train_{start + i},{tag}" for i, tag in enumerate(tags)]
-            done += len(tags)
-            if progress is not None:
-                progress(done)
+        with closing(_draw_all(aside, count, kind, seed, size, workers)) as chunks:
+            for start, tags in chunks:
+                rows[start : start + len(tags)] = [f"train_{start + i},{tag}" for i, tag in enumerate(tags)]
+                done += len(tags)
+                if progress is not None:
+                    progress(done)
         (aside / "train.csv").write_text("\n".join(["image_name,tags", *rows]) + "\n", encoding="utf-8")
-        aside.rename(out)
+        _reveal(aside, out)
     except OSError as error:
         raise ConfigError(
             f"made chips cannot be written to {out}: {error.strerror or error}; "
@@ -111,6 +116,15 @@ def encode_tiff(chip: Chip) -> bytes:
     return buffer.getvalue()
 
 
+def _reveal(aside: Path, out: Path) -> None:
+    """Moves what was drawn to its place; the CSV comes last, for a set without it is no set."""
+    if not out.exists():
+        aside.rename(out)
+        return
+    for child in sorted(aside.iterdir()):  # train-jpg, train-tif, train.csv
+        child.rename(out / child.name)
+
+
 def _check(out: Path, count: int, kind: str, seed: int, size: int, workers: int) -> None:
     if count < 1:
         raise ConfigError(f"count {count}: a set has at least 1 chip; give a larger count")
@@ -122,7 +136,7 @@ def _check(out: Path, count: int, kind: str, seed: int, size: int, workers: int)
         raise ConfigError(f"size {size}: a chip is {_MIN_SIZE} to {_MAX_SIZE} pixels wide; give a size in between")
     if workers < 1:
         raise ConfigError(f"workers {workers}: at least 1 process draws; give 1 or more")
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"{out}: exists and is not an empty folder, and made chips never overwrite anything; "
             "give another folder or remove this one"
@@ -131,7 +145,7 @@ def _check(out: Path, count: int, kind: str, seed: int, size: int, workers: int)
 
 def _draw_all(
     folder: Path, count: int, kind: Kind, seed: int, size: int, workers: int
-) -> Iterator[tuple[int, list[str]]]:
+) -> Generator[tuple[int, list[str]], None, None]:
     """Yields the first index and the tags of each chunk, in any order, once its images are written."""
     starts = range(0, count, _CHUNK_CHIPS)
     if workers == 1 or len(starts) == 1:
@@ -141,7 +155,7 @@ def _draw_all(
     with ProcessPoolExecutor(
         min(workers, len(starts)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_die_with_parent,
+        initializer=_start_worker,
         initargs=(os.getpid(),),
     ) as pool:
         waiting: set[Future[tuple[int, list[str]]]] = {
@@ -168,8 +182,9 @@ def _draw_chunk(folder: Path, start: int, stop: int, kind: Kind, seed: int, size
     return start, tags
 
 
-def _die_with_parent(parent: int) -> None:
-    """Has the kernel end this worker when the process that started it is gone, however it went."""
+def _start_worker(parent: int) -> None:
+    """Leaves Ctrl-C to the parent, and has the kernel end this worker when the parent is gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

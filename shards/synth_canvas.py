@@ -98,9 +98,12 @@ class Canvas:
         sheet, pen, scale = self._sheet()
         for path, path_width in zip(paths, widths, strict=True):
             pixels = max(1, round(path_width * scale / PIXELS))
-            # Joints are slow, and in a thin line they are too small to be seen.
-            joint = "curve" if pixels > 6 else None
-            pen.line([(float(x), float(y)) for x, y in path * scale], fill=255, width=pixels, joint=joint)
+            points = [(float(x), float(y)) for x, y in path * scale]
+            pen.line(points, fill=255, width=pixels)
+            if pixels > 6:  # Pillow's wide lines gape at bends: discs, as dense as the width needs, fill them.
+                half = pixels / 2
+                for x, y in points[:: max(1, pixels // 16)] + points[-1:]:
+                    pen.ellipse((x - half, y - half, x + half, y + half), fill=255)
         return self._mask(sheet)
 
     def polygons(self, shapes: Sequence[Points]) -> Plane:

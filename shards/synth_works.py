@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.synth_canvas import Canvas, Colour, Plane, Points, inside, winding_path
+from shards.synth_canvas import PIXELS, Canvas, Colour, Plane, Points, inside, winding_path
 
 _FIELDS: tuple[Colour, ...] = (
     (0.42, 0.50, 0.30, 0.66),
@@ -110,22 +110,25 @@ def draw_habitation(canvas: Canvas) -> None:
     rng = canvas.rng
     town = rng.random() < 0.35
     count = int(rng.integers(110, 220)) if town else int(rng.integers(20, 60))
+    depth = rng.uniform(4, 26 if town else 10, count) / PIXELS
     axis, turn = _street(canvas, 0.42 if town else 0.3)
     side = np.stack([-np.sin(turn), np.cos(turn)], axis=1)
-    depth = rng.uniform(4, 26 if town else 10, count) / 256
-    pick = rng.integers(len(axis), size=count)
-    spots = axis[pick] + side[pick] * (depth * rng.choice([-1, 1], count))[:, None]
-    spots += rng.normal(0, 0.006, (count, 2))
+    if canvas.banks and not canvas.roads:
+        # The middle of a river is no street: of many places those are kept that are dry and nearest to it.
+        depth = np.sort(rng.uniform(4, 60, 8 * count)) / PIXELS
+    pick = rng.integers(len(axis), size=len(depth))
+    spots = axis[pick] + side[pick] * (depth * rng.choice([-1, 1], len(depth)))[:, None]
+    spots += rng.normal(0, 0.006, spots.shape)
     keep = (canvas.at(canvas.water_HW, spots) < 0.05) & ((spots > 0.01) & (spots < 0.99)).all(axis=1)
-    spots, pick = spots[keep], pick[keep]
+    spots, pick = spots[keep][:count], pick[keep][:count]
     if not len(spots):
         spots, pick = np.asarray([canvas.free_spot(0.05)]), np.zeros(1, int)
     yards = canvas.ragged(canvas.soften(canvas.dots(spots, np.full(len(spots), 6.5)), 5), 0.3)
     canvas.paint(0.75 * yards * (1 - canvas.water_HW), canvas.colour(*_YARD), np.float32(0.1) * canvas.noise(80))
-    halves = rng.uniform(1.1, 2.6, (len(spots), 2)) / 256
+    halves = rng.uniform(1.1, 2.6, (len(spots), 2)) / PIXELS
     roofs = [_rectangle(*item) for item in zip(spots, turn[pick], halves, strict=True)]
     kinds = rng.choice(len(_ROOFS), len(roofs), p=[0.6, 0.25, 0.15])
-    shadow = canvas.polygons([roof + 1.2 / 256 for roof in roofs])
+    shadow = canvas.polygons([roof + 1.2 / PIXELS for roof in roofs])
     canvas.paint(0.6 * shadow, (0.12, 0.13, 0.14, 0.2))
     for kind in np.unique(kinds):
         mask = canvas.polygons([roof for roof, own in zip(roofs, kinds, strict=True) if own == kind])

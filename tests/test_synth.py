@@ -147,6 +147,22 @@ def test_nothing_is_left_behind_when_drawing_fails(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_is_left_behind_when_it_is_interrupted(tmp_path: Path, workers: int) -> None:
+    def interrupt(_done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_chips(tmp_path / "out", 64, "jpg", seed=0, size=32, workers=workers, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_current_folder_can_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_chips(Path(), 1, "tif", seed=0, size=32, workers=1)
+    assert sorted(digests(tmp_path)) == ["train-tif/train_0.tif", "train.csv"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     script = (

@@ -57,6 +57,17 @@ def test_water_alone_fills_most_of_the_chip() -> None:
     assert all((infrared(chip) < 3500).mean() > 0.5 for chip in scenes("clear", "water"))
 
 
+def test_houses_by_a_river_stand_on_dry_ground() -> None:
+    for river, settled in zip(
+        scenes("artisinal_mine", "clear", "primary", "water"),
+        scenes("artisinal_mine", "clear", "habitation", "primary", "water"),
+        strict=True,
+    ):
+        built = np.abs(settled.rgb_HWC.astype(int) - river.rgb_HWC).max(axis=2) > 60
+        assert built.sum() > 20
+        assert (infrared(river)[built] < 2500).mean() < 0.1
+
+
 def test_fields_are_brighter_than_forest_in_the_near_infrared_or_in_red() -> None:
     for forest, farmed in zip(scenes("clear", "primary"), scenes("agriculture", "clear", "primary"), strict=True):
         red = farmed.rgb_HWC[..., 0].astype(float)
