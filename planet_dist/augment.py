@@ -112,6 +112,17 @@ class Preprocess:
         self._offset_R = self._per_row(offset)
         self._scale_R = self._per_row(1 / deviation)
 
+    @property
+    def side(self) -> int:
+        """The side of the network's square input, in pixels.
+
+        Raises:
+            ConfigError: the chips are not square, and data.size does not make them so.
+        """
+        if self.height != self.width:
+            raise ConfigError(f"chips of {self.height}x{self.width}: networks here take squares; set data.size")
+        return self.height
+
     def train(self, images_BHWC: Tensor, ids_B: NDArray[np.int64], epoch: int) -> Tensor:
         """The chips, each changed at random by (seed, epoch, its id).
 

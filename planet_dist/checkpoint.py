@@ -17,12 +17,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -97,7 +96,7 @@ def save_checkpoint(
     model: Tensors,
     ema: Tensors | None,
     optimizer: Tensors,
-    predictions: Mapping[str, np.ndarray[Any, Any]] | None,
+    write_predictions: Callable[[Path], None] | None,
 ) -> Path:
     """Writes a checkpoint aside, flushes it to disk, and renames it into place.
 
@@ -114,8 +113,8 @@ def save_checkpoint(
         if ema is not None:
             _save_tensors(aside / "ema.safetensors", ema)
         _save_tensors(aside / "optimizer.safetensors", optimizer)
-        if predictions is not None:
-            np.savez(aside / "predictions.npz", allow_pickle=False, **predictions)
+        if write_predictions is not None:
+            write_predictions(aside / "predictions.npz")
         (aside / "state.json").write_text(json.dumps({"version": VERSION, **asdict(state)}, indent=1))
         for path in aside.iterdir():
             _sync_file(path)

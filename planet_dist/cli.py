@@ -1,5 +1,7 @@
 """The command `planet-dist`.
 
+    planet-dist recipes
+    planet-dist predict RUN/bundle --images DIR --out FILE.csv
     planet-dist thresholds --predictions RUN/evaluation/predictions.npz --out thresholds.json
 
 Commands import what they need inside, so that --help answers at once.
@@ -70,3 +72,47 @@ def thresholds(predictions: Path, out: Path | None, folds: int, seed: int, as_js
     print_evaluation(evaluation)
     if out is not None:
         click.echo(f"{evaluation.chosen.rule} written to {out}")
+
+
+@main.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes, or print one with all its defaults filled in."""
+    from planet_dist.config import load_config, recipe_paths
+
+    if name is not None:
+        click.echo(load_config(name).to_toml(), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Recipes", caption="planet-dist recipes NAME prints one whole")
+    for heading in ("name", "network", "pixels", "epochs", "description"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for known in recipe_paths():
+        config = load_config(known)
+        epochs = " + ".join(str(phase.epochs) for phase in config.phases)
+        table.add_row(known, config.model.name, str(config.data.size or "as is"), epochs, config.description)
+    Console().print(table)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="A folder of images.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The CSV to write: image_name,tags.")
+def predict(bundle: Path, images: Path, out: Path) -> None:
+    """Apply a trained model to a folder of images."""
+    import torch
+
+    from planet_dist.predict import predict_folder, write_predictions_csv
+    from shards.progress import ProgressLine
+    from shards.workers import available_cores
+
+    torch.set_num_threads(available_cores())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with ProgressLine("predict") as line:
+        predicted = predict_folder(bundle, images, device=device, progress=line.update)
+    rejects = write_predictions_csv(out, predicted)
+    click.echo(f"{len(predicted.keys):,} images predicted, written to {out}")
+    if rejects is not None:
+        raise click.ClickException(f"{len(predicted.rejected):,} images could not be used; {rejects} lists them")

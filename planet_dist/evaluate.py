@@ -5,7 +5,7 @@ Letters in array names: N chips, B of one batch, C labels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
-from webdataset import DataPipeline
+from webdataset.pipeline import DataPipeline
 
 from planet_dist.augment import Preprocess, views
 from planet_dist.plan import evaluation_batches
@@ -21,6 +21,7 @@ from planet_dist.stream import Batch, DecodedBatches, FixedSteps, OnDevice
 from shards.errors import TrainingError
 
 Ids = NDArray[np.int64]
+Independent = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,21 @@ class Logits:
 
 
 @torch.no_grad()
-def infer(model: nn.Module, preprocess: Preprocess, batches: Iterable[Batch], turns: int) -> Logits:
-    """A rank's own logits, padding included; the mean over `turns` views of each chip."""
+def infer(
+    model: nn.Module, independent: Independent, preprocess: Preprocess, batches: Iterable[Batch], turns: int
+) -> Logits:
+    """A rank's own logits, padding included; the mean over `turns` views of each chip.
+
+    Args:
+        independent: turns the model's logits into those whose sigmoid is each label's probability; the loss that
+            it was trained with knows how.
+    """
     model.eval()
     ids: list[Ids] = []
     logits: list[torch.Tensor] = []
     for batch in batches:
         images_BCHW = preprocess.evaluate(batch.images_BHWC)
-        views_logits = [model(view_BCHW).float() for view_BCHW in views(images_BCHW, turns)]
+        views_logits = [independent(model(view_BCHW)) for view_BCHW in views(images_BCHW, turns)]
         logits.append(torch.stack(views_logits).mean(dim=0))
         ids.append(batch.ids_B)
     return Logits(np.concatenate(ids), torch.cat(logits).cpu().numpy())
@@ -47,6 +55,7 @@ def infer(model: nn.Module, preprocess: Preprocess, batches: Iterable[Batch], tu
 
 def evaluate(
     model: nn.Module,
+    independent: Independent,
     preprocess: Preprocess,
     decoded: DecodedBatches,
     ids_N: Ids,
@@ -62,7 +71,7 @@ def evaluate(
     """
     mine = evaluation_batches(ids_N, batch_size, accelerator.process_index, accelerator.num_processes)
     pipeline = DataPipeline(FixedSteps(mine), decoded, OnDevice(accelerator.device))
-    part = infer(model, preprocess, pipeline, turns)
+    part = infer(model, independent, preprocess, pipeline, turns)
     device = accelerator.device
     all_ids_N = accelerator.gather(torch.from_numpy(part.ids_N).to(device)).cpu().numpy()
     all_logits_NC = accelerator.gather(torch.from_numpy(part.logits_NC).to(device)).cpu().numpy()

@@ -1,0 +1,68 @@
+"""A run's chips: the dataset, every chip's labels, and which train and which validate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planet_dist.config import Config, PhaseConfig
+from planet_dist.plan import Plan
+from planet_dist.split import Split, split
+from shards.errors import ConfigError
+from shards.reader import Dataset
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on.
+
+    Attributes:
+        dataset: opened for reading.
+        targets_NC: uint8 (N, C), 0 or 1, the labels of every chip by id.
+        split: ids that train and ids that validate.
+    """
+
+    dataset: Dataset
+    targets_NC: NDArray[np.uint8]
+    split: Split
+
+    @property
+    def labels(self) -> list[str]:
+        """The vocabulary's labels, in the order of the columns."""
+        return self.dataset.manifest.labels
+
+    def plan(self, config: Config, phase: PhaseConfig) -> Plan:
+        """The order of a phase."""
+        shard_starts = np.cumsum([0] + [shard.count for shard in self.dataset.manifest.shards])
+        return Plan(
+            self.split.train_ids,
+            shard_starts,
+            phase.batch_size,
+            seed=config.seed,
+            lanes=config.data.lanes,
+            window=config.data.shuffle_window,
+        )
+
+
+def open_data(config: Config, path: Path) -> Data:
+    """Opens a dataset and splits it.
+
+    Raises:
+        DatasetError: it cannot be opened.
+        ConfigError: it is not of the kind that the recipe is meant for, or the split doesn't fit it.
+    """
+    dataset = Dataset(path)
+    manifest = dataset.manifest
+    if config.data.kind not in ("any", manifest.image.kind):
+        raise ConfigError(
+            f"{path}: the chips are {manifest.image.kind}, and the recipe is meant for {config.data.kind}; "
+            "give a dataset of that kind, or set data.kind=any"
+        )
+    index = dataset.index()
+    targets_NC = manifest.vocabulary.matrix(index["labels"])
+    keys = [key.decode() for key in index["key"].tolist()]
+    parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=index["labelled"])
+    return Data(dataset, targets_NC, parts)

@@ -1,0 +1,291 @@
+"""A run from its first step to its bundle: phases, epochs, validation, checkpoints.
+
+The run's position is three integers (phase, epoch, step); everything random is a function of them and the seed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from webdataset.pipeline import DataPipeline
+
+from planet_dist.augment import Preprocess
+from planet_dist.checkpoint import (
+    Best,
+    Checkpoint,
+    Position,
+    State,
+    load_optimizer,
+    mark_best,
+    optimizer_tensors,
+    prune,
+    save_checkpoint,
+)
+from planet_dist.config import Config
+from planet_dist.crossfit import Evaluation
+from planet_dist.data import Data
+from planet_dist.evaluate import Logits, evaluate
+from planet_dist.judge import conclude, validate
+from planet_dist.learner import Learner, NonFiniteError, StepResult
+from planet_dist.losses import build_loss
+from planet_dist.models import build_model
+from planet_dist.predictions import write_predictions
+from planet_dist.progress import Meter, Progress
+from planet_dist.runfolder import JsonLines, RunFolder
+from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
+from planet_dist.tracking import Tracker
+from shards.errors import TrainingError
+
+_LIBRARIES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "planet-dist")
+
+
+def run_identity(config: Config, data: Data, accelerator: Accelerator) -> dict[str, Any]:
+    """What a checkpoint may only be resumed with. How the run is watched and on what it runs may change."""
+    settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches")}
+    return {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
+
+
+class Trainer:
+    """Trains a run and ends with its bundle.
+
+    Args:
+        checkpoint: to go on from, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        run: RunFolder,
+        tracker: Tracker,
+        accelerator: Accelerator,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.config, self.data, self.run, self.tracker, self.accelerator = config, data, run, tracker, accelerator
+        self.checkpoint = checkpoint
+        manifest = data.dataset.manifest
+        self.preprocess = Preprocess(
+            config.data,
+            manifest.image.pixels,
+            manifest.mean,
+            manifest.std,
+            augment=config.augment,
+            seed=config.seed,
+            device=accelerator.device,
+        )
+        torch.manual_seed(config.seed)
+        model = build_model(
+            config.model,
+            len(data.labels),
+            manifest.image.bands,
+            self.preprocess.side,
+            manifest.image.band_order,
+        )
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.model)
+        self.model = model.to(accelerator.device).to(memory_format=torch.channels_last)
+        trained_NC = data.targets_NC[data.split.train_ids].astype(np.int64)
+        self.loss = build_loss(
+            config.loss,
+            len(data.labels),
+            manifest.vocabulary,
+            trained_NC.sum(axis=0),
+            trained_NC.T @ trained_NC,
+            len(trained_NC),
+        ).to(accelerator.device)
+        self.plans = [data.plan(config, phase) for phase in config.phases]
+        state = checkpoint.state if checkpoint else None
+        self.total_steps = state.total_steps if state else 0
+        self.best = state.best if state else None
+        self.main = accelerator.is_main_process
+        if self.main:
+            self.metrics = JsonLines(run.metrics, state.metrics_bytes if state else 0)
+            self.timing = JsonLines(run.timing)
+        self.progress = Progress(shown=self.main, total_steps=self._steps_before(len(config.phases)))
+        self.meter = Meter(since=time.perf_counter())
+        self.val_decoded = self._decoded(config.evaluate.batch_size)
+
+    def train(self) -> Evaluation | None:
+        """Trains to the end; rank 0 then fits the decision rules and writes the bundle.
+
+        Returns:
+            On rank 0, how the best checkpoint did.
+        """
+        position = self.checkpoint.state.position if self.checkpoint else Position()
+        try:
+            for number in range(position.phase, len(self.config.phases)):
+                self._train_phase(number, position if number == position.phase else Position(number))
+        finally:
+            self.progress.close()
+        self.accelerator.wait_for_everyone()
+        if not self.main:
+            return None
+        evaluation = conclude(self.config, self.data, self.run)
+        self.tracker.log({"val/cross_fitted_f2": evaluation.chosen_score.cross_fitted_f2}, self.total_steps)
+        return evaluation
+
+    def _train_phase(self, number: int, position: Position) -> None:
+        phase, plan = self.config.phases[number], self.plans[number]
+        if position.epoch >= phase.epochs:
+            return
+        learner = Learner(
+            phase,
+            self.model,
+            self.loss,
+            self.preprocess,
+            self.accelerator,
+            steps_per_epoch=plan.steps_per_epoch,
+            seed=self.config.seed,
+        )
+        self._restore(learner, position)
+        earlier = sum(earlier.epochs for earlier in self.config.phases[:number])
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        source = PlannedSteps(
+            plan,
+            range(earlier + position.epoch, earlier + phase.epochs),
+            position.step,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        decoded = self._decoded(plan.largest_rank_batch(num_ranks))
+        batches = iter(DataPipeline(source, decoded, OnDevice(self.accelerator.device)))
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            waited = time.perf_counter() - asked
+            epoch = batch.epoch - earlier
+            done = epoch * plan.steps_per_epoch + batch.step
+            length = plan.batch_length(batch.step)
+            try:
+                result = learner.step(batch, done, length)
+            except NonFiniteError as error:
+                raise TrainingError(f"{error}. Samples: {self.data.dataset.keys(error.ids[:20])}") from error
+            self.total_steps += 1
+            place = Position(number, epoch, batch.step + 1)
+            self._log_step(place, plan.steps_per_epoch, result, length, waited)
+            if place.step == plan.steps_per_epoch:
+                # While this rank validates, its threads decode the next epoch's first batches.
+                self._end_epoch(learner, Position(number, epoch + 1))
+            elif self.config.runtime.checkpoint_steps and not self.total_steps % self.config.runtime.checkpoint_steps:
+                self._save(learner, place, None)
+        learner.close()
+
+    def _restore(self, learner: Learner, position: Position) -> None:
+        checkpoint = self.checkpoint
+        if checkpoint is None or checkpoint.state.position != position:
+            return
+        if position.epoch or position.step:
+            load_optimizer(learner.optimizer, checkpoint.optimizer)
+            if learner.average is not None and checkpoint.ema is not None:
+                learner.average.model.load_state_dict(checkpoint.ema)
+            if self.accelerator.scaler is not None and checkpoint.state.scaler:
+                self.accelerator.scaler.load_state_dict(checkpoint.state.scaler)
+        self.progress.note(
+            f"resumed at phase {position.phase + 1}, epoch {position.epoch + 1}, step {position.step} "
+            f"from {checkpoint.folder.name}"
+        )
+        self.checkpoint = None  # its tensors are in use now, and another copy of them is not needed
+
+    def _end_epoch(self, learner: Learner, position: Position) -> None:
+        """Validates and saves; `position` is the next epoch's beginning."""
+        logits = self._validate(learner)
+        validation = validate(logits.logits_NC, self.data.targets_NC[logits.ids_N], self.config.evaluate.best_by)
+        best = self.best is None or validation.score > self.best.score
+        if best:
+            self.best = Best(validation.score, f"step-{self.total_steps:08d}")
+        epoch = {"phase": position.phase, "epoch": position.epoch - 1, "step": self.total_steps}
+        if self.main:
+            self.metrics.append({"kind": "epoch", **epoch, **validation.figures, "best": best})
+            self.tracker.log({f"val/{name}": value for name, value in validation.figures.items()}, self.total_steps)
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in validation.figures.items())
+            mark = "  (best so far)" if best else ""
+            self.progress.note(f"{self._place(position.phase, position.epoch - 1)}  validation: {figures}{mark}")
+        self._save(learner, position, logits)
+
+    def _validate(self, learner: Learner) -> Logits:
+        with self.accelerator.autocast():
+            return evaluate(
+                learner.evaluated_model(),
+                self.loss.independent_logits,
+                self.preprocess,
+                self.val_decoded,
+                self.data.split.val_ids,
+                batch_size=self.config.evaluate.batch_size,
+                turns=self.config.evaluate.turns,
+                accelerator=self.accelerator,
+            )
+
+    def _save(self, learner: Learner, position: Position, logits: Logits | None) -> None:
+        learner.share_buffers()
+        if self.main:
+            scaler = self.accelerator.scaler
+            state = State(
+                position=position,
+                total_steps=self.total_steps,
+                metrics_bytes=self.metrics.size(),
+                best=self.best,
+                scaler=scaler.state_dict() if scaler is not None else None,
+                run=run_identity(self.config, self.data, self.accelerator),
+                tracker_id=self.tracker.run_id,
+                versions={name: version(name) for name in _LIBRARIES},
+            )
+            folder = save_checkpoint(
+                self.run.checkpoints,
+                state,
+                self.model.state_dict(),
+                learner.average.model.state_dict() if learner.average else None,
+                optimizer_tensors(learner.optimizer),
+                None if logits is None else partial(self._write_predictions, logits),
+            )
+            if self.best is not None and self.best.checkpoint == folder.name:
+                mark_best(self.run.checkpoints, folder.name)
+            prune(self.run.checkpoints, self.config.runtime.keep_checkpoints, self.best)
+        self.accelerator.wait_for_everyone()
+
+    def _write_predictions(self, logits: Logits, path: Any) -> None:
+        targets_NC = self.data.targets_NC[logits.ids_N]
+        write_predictions(path, self.data.labels, logits.ids_N, logits.logits_NC, targets_NC)
+
+    def _log_step(self, place: Position, steps: int, result: StepResult, images: int, waited: float) -> None:
+        if not self.main:
+            return
+        self.meter.add(images, waited)
+        where = f"{self._place(place.phase, place.epoch)} step {place.step}/{steps}"
+        self.progress.step(where, self.total_steps, result.loss, images, waited)
+        if self.total_steps % self.config.runtime.log_every_steps == 0:
+            where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": self.total_steps}
+            self.metrics.append({"kind": "train", **where_in_run, **asdict(result)})
+            rates = self.meter.read()
+            self.timing.append({"kind": "train", **where_in_run, **rates, "time": time.time()})
+            logged = {f"train/{name}": value for name, value in asdict(result).items()}
+            self.tracker.log(logged | {f"time/{name}": value for name, value in rates.items()}, self.total_steps)
+
+    def _place(self, phase: int, epoch: int) -> str:
+        phases = self.config.phases
+        before = f"phase {phase + 1}/{len(phases)} " if len(phases) > 1 else ""
+        return f"{before}epoch {epoch + 1}/{phases[phase].epochs}"
+
+    def _steps_before(self, number: int) -> int:
+        pairs = zip(self.config.phases[:number], self.plans, strict=False)
+        return sum(phase.epochs * plan.steps_per_epoch for phase, plan in pairs)
+
+    def _decoded(self, largest_batch: int) -> DecodedBatches:
+        return DecodedBatches(
+            self.data.dataset,
+            self.data.targets_NC,
+            largest_batch,
+            threads=decode_threads(self.config.data.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            prefetch_batches=self.config.data.prefetch_batches,
+            pinned=self.accelerator.device.type == "cuda",
+        )

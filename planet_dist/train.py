@@ -1,0 +1,110 @@
+"""Trains a run.
+
+    accelerate launch --config_file launch/cpu.yaml planet_dist/train.py \
+        --recipe small-resnet-32 --data DATASET --out RUN
+    accelerate launch --config_file launch/multi_gpu.yaml planet_dist/train.py \
+        --recipe paper1-resnet50 --data DATASET --out RUN --resume auto phases.0.batch_size=512
+
+This file only wires: configuration, launch, data, resume, training, end.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planet_dist.config import Config, load_config, recipe_paths
+from shards.errors import PlanetError
+
+if TYPE_CHECKING:
+    from planet_dist.runfolder import Resume
+
+EXAMPLE = (
+    "accelerate launch --config_file launch/cpu.yaml planet_dist/train.py "
+    "--recipe small-resnet-32 --data DATASET --out RUN"
+)
+
+
+class _Command(click.Command):
+    """Names all that is missing at once, with an example."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = {word.split("=")[0] for word in args}
+        missing = [name for name in ("--recipe", "--data", "--out") if name not in given]
+        if missing and not given & {"--help", "-h"} and not ctx.resilient_parsing:
+            raise click.UsageError(f"missing {', '.join(missing)}. For example:\n\n  {EXAMPLE}", ctx)
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_Command,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Recipes: {', '.join(recipe_paths())}.  Example:  {EXAMPLE}",
+)
+@click.option("--recipe", required=True, help="A recipe's name, or the path of a TOML file.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset of planet-shard build.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder, which must not exist.")
+@click.option(
+    "--resume",
+    type=click.Choice(["never", "auto"]),
+    default="never",
+    show_default=True,
+    help="auto goes on from the newest checkpoint in --out, or starts when there is none.",
+)
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+def main(recipe: str, data: Path, out: Path, resume: Resume, overrides: tuple[str, ...]) -> None:
+    """Train a model on a dataset; run it with accelerate launch."""
+    try:
+        train(load_config(recipe, overrides), data, out, resume, name=f"{recipe}-{out.name}")
+    except PlanetError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def train(config: Config, data_path: Path, out: Path, resume: Resume, name: str) -> None:
+    """Runs a configuration from its first step, or its newest checkpoint, to its bundle."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    from planet_dist.data import open_data
+    from planet_dist.engine import Trainer, run_identity
+    from planet_dist.launched import check_launch, die_with_parent, find_launch
+    from planet_dist.runfolder import RunFolder
+    from planet_dist.tables import print_evaluation
+    from planet_dist.tracking import Tracker
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|torch")
+    die_with_parent()
+    run = RunFolder(out)
+    on_cpu = check_launch(find_launch())
+    run.check(resume)
+    torch.set_num_threads(config.runtime.compute_threads)
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        log_with="wandb",
+        project_dir=str(out),
+        # Buffers are made equal before they are used (Learner.share_buffers), not at every step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    data = open_data(config, data_path)
+    checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
+    if accelerator.is_main_process:
+        run.create(config)
+    accelerator.wait_for_everyone()
+    tracker = Tracker(accelerator, config, run, name=name, run_id=checkpoint.state.tracker_id if checkpoint else None)
+    try:
+        evaluation = Trainer(config, data, run, tracker, accelerator, checkpoint).train()
+    finally:
+        tracker.close()
+    if evaluation is not None:
+        print_evaluation(evaluation)
+        click.echo(f"\nbundle: {run.bundle}\npredict: planet-dist predict {run.bundle} --images DIR --out FILE.csv")
+
+
+if __name__ == "__main__":
+    main()
