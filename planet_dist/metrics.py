@@ -208,7 +208,8 @@ def bootstrap_means(scores_NR: Array, seed: int, resamples: int = 1000) -> Float
     rng = np.random.default_rng([seed, _BOOTSTRAP_STREAM])
     count = len(scores)
     drawn_BK = rng.multinomial(count, counts_K / count, size=resamples)
-    means: Floats = drawn_BK @ distinct_KR / count
+    # not a BLAS product, whose last digits may depend on how many threads it runs
+    means: Floats = np.einsum("bk,kr->br", drawn_BK, distinct_KR) / count
     return means
 
 

@@ -138,8 +138,8 @@ def stratified_folds(labels_MC: NDArray[np.uint8], folds: int, seed: int) -> Ids
 
     Sechidis, Tsoumakas, Vlahavas: On the Stratification of Multi-Label Data, 2011. The chips of the label
     with the fewest chips left go, one by one, to the fold that still lacks most of that label, of equals to
-    the one that lacks most of the chip's other labels, then of chips; until all labels are through. No fold
-    takes more than its share of chips, so that sizes differ by 1 at most.
+    the one that lacks most chips; until all labels are through. No fold takes more than its share of chips, so
+    that sizes differ by 1 at most.
 
     Args:
         labels_MC: 0 and 1 (M, C).
@@ -176,7 +176,6 @@ def _deal(rarest: int | None, borne: list[int], lacking: list[list[float]], left
         open_folds,
         key=lambda fold: (
             lacking[rarest][fold] if rarest is not None else 0.0,
-            sum(lacking[label][fold] for label in borne),
             left[fold],
         ),
     )

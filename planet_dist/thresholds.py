@@ -261,7 +261,8 @@ def _ascend(probabilities_NC: Floats, true_NC: Bools, kind: Callable[[Floats], C
         gains_N = table[without_N + planes_CN[label]]
         best, threshold = cuts[label].best(gains_N)
         settled += 1
-        if best > float(gains_N @ decided_CN[label]) + LEAST_GAIN:
+        # a plain sum: BLAS would start threads for a dot product, and stall where other processes have the cores
+        if best > float(gains_N[decided_CN[label]].sum()) + LEAST_GAIN:
             values_C[label] = threshold
             decided_CN[label] = probabilities_NC[:, label] > threshold
             state_N = without_N + steps_CN[label] * decided_CN[label]

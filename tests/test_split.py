@@ -113,6 +113,7 @@ def test_every_fold_has_its_share_of_every_label():
     counts_KC = np.stack([labels_MC[fold_M == fold].sum(axis=0, dtype=int) for fold in range(5)])
     spread_C = counts_KC.max(axis=0) - counts_KC.min(axis=0)
     assert spread_C.max() <= 4
+    assert spread_C.mean() <= 1
     drawn_M = np.random.default_rng(1).permutation(4000) % 5
     drawn_KC = np.stack([labels_MC[drawn_M == fold].sum(axis=0, dtype=int) for fold in range(5)])
     assert spread_C.sum() * 5 < (drawn_KC.max(axis=0) - drawn_KC.min(axis=0)).sum()

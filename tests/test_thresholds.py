@@ -91,6 +91,14 @@ def test_independent_grid_gives_each_label_the_best_f2_of_its_own(given_rows):
         assert scores[0] == pytest.approx(max(scores), abs=1e-12)
 
 
+def test_independent_grid_counts_the_truth_that_no_step_reaches():
+    # four bear the label, two of them at probability 0. Deciding only the first scores 5 x 1 / (4 x 4 + 1);
+    # the first 20, with two hits, 5 x 2 / (4 x 4 + 20), which is less, but more if the support were 5
+    probabilities_N1 = np.array([0.9] + [0.5] * 19 + [0.0] * 2)[:, None]
+    true_N1 = np.array([True] * 2 + [False] * 18 + [True] * 2)[:, None]
+    assert 0.5 <= thresholds.fit_independent_grid(probabilities_N1, true_N1)[0] < 0.9
+
+
 def test_exact_finds_the_best_of_all_combinations_of_two_labels():
     # not promised of coordinate ascent in general; on these it holds, and would not if a label were skipped
     for seed in range(5):
