@@ -9,17 +9,11 @@ Chip i is a pure function of the seed, i and the size, so that a larger set begi
 
 from __future__ import annotations
 
-import ctypes
 import io
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Generator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +22,7 @@ import tifffile
 
 from shards.errors import ConfigError
 from shards.synth_scene import Chip, draw_chip
+from shards.workers import available_cores, map_in_order, worker_pool
 
 Kind = Literal["jpg", "tif", "both"]
 
@@ -35,7 +30,6 @@ _EXTENSIONS: dict[str, tuple[str, ...]] = {"jpg": ("jpg",), "tif": ("tif",), "bo
 _CHUNK_CHIPS = 16
 _MIN_SIZE, _MAX_SIZE = 32, 4096
 _JPEG_QUALITY = 90
-_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
 def write_chips(
@@ -60,9 +54,10 @@ def write_chips(
         progress: called with the number of chips done so far, ending with `count`.
 
     Raises:
-        ConfigError: an argument is out of range, `out` is not empty or cannot be written, or a worker died.
+        ConfigError: an argument is out of range, or `out` is not empty or cannot be written.
+        PlanetError: a worker process died.
     """
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = available_cores() if workers is None else workers
     _check(out, count, kind, seed, size, workers)
     out = out.absolute()
     # Beside a new folder, so that one rename makes it; in one that is there, for it may be a disk of its own.
@@ -72,25 +67,20 @@ def write_chips(
         aside.mkdir(parents=True)
         for extension in _EXTENSIONS[kind]:
             (aside / f"train-{extension}").mkdir()
-        rows: list[str] = [""] * count
-        done = 0
-        with closing(_draw_all(aside, count, kind, seed, size, workers)) as chunks:
-            for start, tags in chunks:
-                rows[start : start + len(tags)] = [f"train_{start + i},{tag}" for i, tag in enumerate(tags)]
-                done += len(tags)
+        chunks = [range(start, min(start + _CHUNK_CHIPS, count)) for start in range(0, count, _CHUNK_CHIPS)]
+        draw = partial(_draw_chunk, aside, kind, seed, size)
+        lines = ["image_name,tags"]
+        with worker_pool(min(workers, len(chunks))) as pool:
+            for rows in map_in_order(pool, draw, chunks, look_ahead=4 * workers):
+                lines += rows
                 if progress is not None:
-                    progress(done)
-        (aside / "train.csv").write_text("\n".join(["image_name,tags", *rows]) + "\n", encoding="utf-8")
+                    progress(len(lines) - 1)
+        (aside / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         _reveal(aside, out)
     except OSError as error:
         raise ConfigError(
             f"made chips cannot be written to {out}: {error.strerror or error}; "
             "give a folder on a disk with room that you may write to"
-        ) from error
-    except BrokenProcessPool as error:
-        raise ConfigError(
-            f"a worker process died while drawing into {out}, often for want of memory; use fewer workers "
-            f"than {workers}"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -143,50 +133,13 @@ def _check(out: Path, count: int, kind: str, seed: int, size: int, workers: int)
         )
 
 
-def _draw_all(
-    folder: Path, count: int, kind: Kind, seed: int, size: int, workers: int
-) -> Generator[tuple[int, list[str]], None, None]:
-    """Yields the first index and the tags of each chunk, in any order, once its images are written."""
-    starts = range(0, count, _CHUNK_CHIPS)
-    if workers == 1 or len(starts) == 1:
-        for start in starts:
-            yield _draw_chunk(folder, start, min(start + _CHUNK_CHIPS, count), kind, seed, size)
-        return
-    with ProcessPoolExecutor(
-        min(workers, len(starts)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(),),
-    ) as pool:
-        waiting: set[Future[tuple[int, list[str]]]] = {
-            pool.submit(_draw_chunk, folder, start, min(start + _CHUNK_CHIPS, count), kind, seed, size)
-            for start in starts
-        }
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _draw_chunk(folder: Path, start: int, stop: int, kind: Kind, seed: int, size: int) -> tuple[int, list[str]]:
-    tags = []
-    for index in range(start, stop):
+def _draw_chunk(folder: Path, kind: Kind, seed: int, size: int, indices: range) -> list[str]:
+    """Writes the images of these chips; returns their lines of the CSV."""
+    rows = []
+    for index in indices:
         chip = draw_chip(seed, index, size)
         for extension in _EXTENSIONS[kind]:
             data = encode_jpeg(chip) if extension == "jpg" else encode_tiff(chip)
             (folder / f"train-{extension}" / f"train_{index}.{extension}").write_bytes(data)
-        tags.append(" ".join(chip.labels))
-    return start, tags
-
-
-def _start_worker(parent: int) -> None:
-    """Leaves Ctrl-C to the parent, and has the kernel end this worker when the parent is gone, however it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before the kernel was asked
-        os._exit(1)
+        rows.append(f"train_{index},{' '.join(chip.labels)}")
+    return rows
