@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ConfigError
+from shards.names import natural_order
 
 FORMS = (
     "tail:COUNT (the last COUNT by key validate), random:FRACTION (a random fraction, as in random:0.3), "
@@ -104,7 +105,7 @@ def split(
     if seed < 0:
         raise ConfigError(f"seed {seed} is negative; give 0 or more")
     ids = np.arange(len(keys)) if labelled_N is None else np.flatnonzero(labelled_N)
-    ids_M = np.array(sorted(ids.tolist(), key=lambda i: natural_key(keys[i])), dtype=np.int64)
+    ids_M = np.array(sorted(ids.tolist(), key=lambda i: natural_order(keys[i])), dtype=np.int64)
     count = len(ids_M)
     if rule.kind == "tail":
         validates_M = np.arange(count) >= count - rule.count
@@ -124,13 +125,6 @@ def split(
 
 
 _RANDOM_STREAM, _FOLDS_STREAM = 3, 4  # beside the seed, so that no two uses of a seed share their draws
-
-
-def natural_key(key: str) -> tuple[tuple[str, int], ...]:
-    """Sorts names by their numbers: train_2 before train_10."""
-    parts = re.findall(r"([^0-9]*)([0-9]*)", key)
-    # the name itself comes last, to tell train_1 from train_01
-    return (*((text, int(digits or -1)) for text, digits in parts), (key, 0))
 
 
 def stratified_folds(labels_MC: NDArray[np.uint8], folds: int, seed: int) -> Ids:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from planet_dist.split import natural_key, parse_split, split, stratified_folds
+from planet_dist.split import parse_split, split, stratified_folds
 from shards.errors import ConfigError
 
 
@@ -23,20 +23,6 @@ def test_tail_takes_the_top_numbered_chips_whatever_their_order():
     assert parts.val_ids.tolist() == [2, 4]
     assert parts.train_ids.tolist() == [0, 1, 3]
     assert parts.train_ids.dtype == parts.val_ids.dtype == np.int64
-
-
-def test_names_sort_by_their_numbers():
-    keys = ["train_10", "train_9", "file_3", "train_9b", "b", "10", "9", "train_09"]
-    assert sorted(keys, key=natural_key) == [
-        "9",
-        "10",
-        "b",
-        "file_3",
-        "train_09",
-        "train_9",
-        "train_9b",
-        "train_10",
-    ]
 
 
 def test_random_split_of_the_competition_has_the_papers_sizes():
