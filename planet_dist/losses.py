@@ -53,6 +53,7 @@ class Loss(nn.Module):
     label_weights_C: Tensor
     positive_weights_C: Tensor
     cooccurrence_CC: Tensor | None
+    ungrouped_U: Tensor
 
     def __init__(
         self,
@@ -64,12 +65,21 @@ class Loss(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.groups = [list(group) for group in groups]
-        in_groups = {label for group in self.groups for label in group}
-        self.ungrouped = [label for label in range(len(label_weights_C)) if label not in in_groups]
+        in_groups = {label for group in groups for label in group}
+        ungrouped = [label for label in range(len(label_weights_C)) if label not in in_groups]
+        # Buffers, since indexing by a list would make the host wait for the device at every step.
+        self._groups = [f"group{i}_G" for i in range(len(groups))]
+        for name, group in zip(self._groups, groups, strict=True):
+            self.register_buffer(name, torch.tensor(group, dtype=torch.int64))
+        self.register_buffer("ungrouped_U", torch.tensor(ungrouped, dtype=torch.int64))
         self.register_buffer("label_weights_C", label_weights_C)
         self.register_buffer("positive_weights_C", positive_weights_C)
         self.register_buffer("cooccurrence_CC", cooccurrence_CC)
+
+    @property
+    def groups(self) -> list[Tensor]:
+        """Label indices int64 (G,) of each group that competes under softmax."""
+        return [self.get_buffer(name) for name in self._groups]
 
     def forward(self, logits_BC: Tensor, targets_BC: Tensor, batch_size: int) -> Tensor:
         """The loss of each chip; the global loss is their mean over the global batch.
@@ -105,17 +115,17 @@ class Loss(nn.Module):
             float32 (B, C) (float64 for float64 logits).
         """
         logits_BC = _widened(logits_BC)
-        if not self.groups:
+        if not self._groups:
             return logits_BC
         result_BC = logits_BC.clone()
-        for group in self.groups:
-            result_BC[:, group] = _against_the_others(logits_BC[:, group])
+        for group_G in self.groups:
+            result_BC[:, group_G] = _against_the_others(logits_BC[:, group_G])
         return result_BC
 
     def _by_name(self, logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
         name, labels = self.config.name, logits_BC.shape[1]
         if name == "softmax":
-            return self._competing(logits_BC, targets_BC, list(range(labels)))
+            return self._competing(logits_BC, targets_BC, self.groups[0])
         smoothing = self.config.label_smoothing
         soft_BC = targets_BC * (1 - smoothing) + smoothing / 2
         if name == "soft-f2":
@@ -129,9 +139,9 @@ class Loss(nn.Module):
         terms_BC = self._terms(logits_BC, soft_BC, gammas, margin) * self.label_weights_C
         if name != "group-softmax":
             return terms_BC.sum(1) / labels
-        total_B = terms_BC[:, self.ungrouped].sum(1)
-        for group in self.groups:
-            total_B = total_B + self._competing(logits_BC, targets_BC, group)
+        total_B = terms_BC[:, self.ungrouped_U].sum(1)
+        for group_G in self.groups:
+            total_B = total_B + self._competing(logits_BC, targets_BC, group_G)
         return total_B / labels
 
     def _terms(self, logits_BC: Tensor, targets_BC: Tensor, gammas: tuple[float, float], margin: float) -> Tensor:
@@ -157,13 +167,13 @@ class Loss(nn.Module):
         denominator_B = (4 * truth_B + weighted_BC.sum(1)).clamp_min(1e-8)
         return 1 - 5 * (weighted_BC * targets_BC).sum(1) / denominator_B
 
-    def _competing(self, logits_BC: Tensor, targets_BC: Tensor, labels: Sequence[int]) -> Tensor:
-        targets_BG = targets_BC[:, labels]
+    def _competing(self, logits_BC: Tensor, targets_BC: Tensor, group_G: Tensor) -> Tensor:
+        targets_BG = targets_BC[:, group_G]
         present_B1 = targets_BG.sum(1, keepdim=True)
         smoothing = self.config.label_smoothing
-        shares_BG = targets_BG / present_B1.clamp_min(1) * (1 - smoothing) + smoothing / len(labels)
-        log_p_BG = logits_BC[:, labels].log_softmax(1)
-        terms_BG = -shares_BG * self.label_weights_C[labels] * log_p_BG
+        shares_BG = targets_BG / present_B1.clamp_min(1) * (1 - smoothing) + smoothing / len(group_G)
+        log_p_BG = logits_BC[:, group_G].log_softmax(1)
+        terms_BG = -shares_BG * self.label_weights_C[group_G] * log_p_BG
         # A chip with none of these labels says nothing about which of them is right.
         return terms_BG.sum(1) * (present_B1[:, 0] > 0)
 
