@@ -212,9 +212,9 @@ def _packed_chunks(
     progress(done, total)
     work = (chunk for plan in todo for chunk in job.chunks(plan))
     for packed in map_in_order(pool, pack_chunk, work, 2 * workers + 2):
-        yield packed
         done += len(packed.index) + len(packed.problems)
         progress(done, total)
+        yield packed
 
 
 def _check_space(out: Path, needed_bytes: int) -> None:

@@ -36,10 +36,10 @@ class ShardTask:
 
 @dataclass
 class ShardFindings:
-    """What a shard holds: its index or None where that is damaged, pixel sums, problems, breaches of rules."""
+    """What a shard holds: its index and pixel sums or None where they are damaged, problems, breaches of rules."""
 
     index: NDArray[np.void] | None = None
-    moments: Moments = field(default_factory=lambda: Moments(0, (), ()))
+    moments: Moments | None = None
     problems: list[Problem] = field(default_factory=list)
     breaches: Counter[str] = field(default_factory=Counter)
 
@@ -99,7 +99,7 @@ class _Samples:
 
     def check(self, index: NDArray[np.void]) -> None:
         position = 0
-        moments = MomentSum(self._form)
+        moments: MomentSum | None = None  # not before a chip of the claimed form has come: it may be absurd
         parts: list[Moments] = []
         for number, record in enumerate(index):
             key = bytes(record["key"]).decode("utf-8", "surrogateescape")
@@ -108,12 +108,13 @@ class _Samples:
             position = self._end(record)
             pixels = self._pixels(record, key)
             if pixels is not None:
+                moments = moments or MomentSum(self._form)
                 moments.add(pixels)
-            if number % MOMENT_CHIPS == MOMENT_CHIPS - 1:
+            if moments and (number % MOMENT_CHIPS == MOMENT_CHIPS - 1 or number == len(index) - 1):
                 parts.append(moments.total())
-                moments = MomentSum(self._form)
+                moments = None
             self._labels(record, key)
-        self._findings.moments = total_moments([*parts, moments.total()], self._form.bands)
+        self._findings.moments = total_moments(parts, self._form.bands)
         if bytes(self._tar[position:]) != archive_end(position):
             self._report(None, "a tar ends in zeros after its last sample", f"other bytes from {position} on")
 

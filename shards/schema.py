@@ -208,7 +208,7 @@ def parse_index(data: bytes, shard: Shard, where: str) -> NDArray[np.void]:
     try:
         index: NDArray[np.void] = np.load(io.BytesIO(data), allow_pickle=False)
         key_bytes = index.dtype["key"].itemsize
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, MemoryError) as error:
         raise DatasetError(f"{where}: not an index ({error}); run planet-shard build again") from error
     if key_bytes > MAX_KEY_BYTES or index.dtype != index_dtype(key_bytes) or index.shape != (shard.count,):
         raise DatasetError(f"{where}: {index.dtype} {index.shape} is not an index of {shard.count} chips")

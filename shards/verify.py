@@ -128,8 +128,8 @@ def _totals(
         "sources.images_sha256": manifest.sources.images_sha256,
     }
     wrong = [name for name in found if found[name] != claimed[name]]
-    moments = total_moments((each.moments for each in findings), manifest.image.bands)
-    if moments.pixels == manifest.count * manifest.image.height * manifest.image.width:
+    moments = total_moments((each.moments for each in findings if each.moments), manifest.image.bands)
+    if moments.pixels and moments.pixels == manifest.count * manifest.image.height * manifest.image.width:
         for name, values, claims in (
             ("mean", moments.mean(), manifest.mean),
             ("std", moments.std(), manifest.std),
