@@ -13,7 +13,6 @@ Pixels stay integers here; planet_dist.augment turns them into what the network 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from planet_dist.plan import Plan
 from shards.reader import Dataset
+from shards.workers import available_cores
 
 Ids = NDArray[np.int64]
 
@@ -205,5 +205,4 @@ class OnDevice:
 
 def decode_threads(requested: int, local_ranks: int) -> int:
     """Threads for one process: as asked, or its share of the cores that it may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return requested or max(cores // local_ranks, 1)
+    return requested or max(available_cores() // local_ranks, 1)
