@@ -248,6 +248,7 @@ def _after_steps(model: Network, images_BCHW: Tensor) -> dict[str, Tensor]:
         ("resnet18", "head", "head."),
         ("resnet18", "from:layer4", "head.|backbone.layer4."),
         ("resnet18", "from:layer4.1", "head.|backbone.layer4.1."),
+        ("resnet18", "from:layer4.1.bn2", "head.|backbone.layer4.1.bn2."),
         ("small-resnet", "from:stage3", "head.|backbone.stage3."),
         ("small-resnet", "from:head", "head."),
     ],
