@@ -1,0 +1,163 @@
+"""How fast a build is beside bare decoding and beside tar, in one run.
+
+    python benchmarks/build.py                      made chips
+    python benchmarks/build.py --images DIR         any folder of chips
+
+All take the same files, linked under several names up to --least chips, from a warm page cache, in turn; the table gives medians. "decode" reads and decodes each
+file in one process and does nothing else; "build" reads, decodes, checks, measures, hashes, packs and syncs to
+disk; "tar" copies bytes and decodes nothing. The builds' interpreters and worker processes start before the
+clock does, or before the first chunk comes back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+# Prints the seconds of a whole build, and the images/s from the first chunk that came back to the end.
+BUILD = """
+import sys, time
+from pathlib import Path
+from shards.build import BuildOptions, build
+from shards.labels import PLANET
+if __name__ == "__main__":
+    images, out, workers = sys.argv[1:]
+    options = BuildOptions(Path(images), None, Path(out), PLANET, int(workers), unlabelled=True)
+    started = time.perf_counter()
+    first = []
+    def progress(done, total):
+        if done and not first:
+            first.append((time.perf_counter(), done))
+    report = build(options, progress)
+    ended = time.perf_counter()
+    print(ended - started, (report.manifest.count - first[0][1]) / (ended - first[0][0]))
+"""
+
+DECODE = """
+import sys, time
+from pathlib import Path
+from shards.pixels import decode
+files = sorted(Path(sys.argv[1]).iterdir())
+kind = "tif" if files[0].suffix in (".tif", ".tiff") else "jpg"
+decode(files[0].read_bytes(), kind)
+started = time.perf_counter()
+for path in files:
+    decode(path.read_bytes(), kind)
+print(len(files) / (time.perf_counter() - started))
+"""
+
+
+def run_python(code: str, *arguments: str) -> list[float]:
+    """Runs code in a process of its own and returns the numbers that it prints."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as the command line sets it
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return [float(word) for word in done.stdout.split()]
+
+
+def time_decode(images: Path, count: int) -> float:
+    """Images/s of reading and decoding in one process."""
+    return run_python(DECODE, str(images))[0]
+
+
+def time_build(workers: int) -> Callable[[Path, int], float]:
+    """A function that measures the images/s of a build."""
+
+    def measure(images: Path, count: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder) / "build_once.py"
+            script.write_text(BUILD)
+            seconds, steady = _run_script(script, str(images), f"{folder}/out", str(workers))
+        # With one worker the whole call counts; worker processes take a moment to start, however long the build.
+        return count / seconds if workers == 1 else steady
+
+    return measure
+
+
+def _run_script(script: Path, *arguments: str) -> tuple[float, float]:
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    seconds, steady = map(float, done.stdout.split())
+    return seconds, steady
+
+
+def time_tar(images: Path, count: int) -> float:
+    """Images/s of GNU tar into a file, synced to disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        target = f"{folder}/chips.tar"
+        subprocess.run(["tar", "-chf", target, "-C", str(images), "."], check=True)
+        descriptor = os.open(target, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        return count / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, help="folder of chips of one kind (made chips by default)")
+    parser.add_argument("--count", type=int, default=1000, help="number of made chips")
+    parser.add_argument("--least", type=int, default=8000, help="link the chips until there are so many")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        images = options.images
+        if images is None:
+            from shards.synth import write_chips
+
+            write_chips(Path(folder), options.count, "jpg", 0, progress=lambda done: None)
+            images = Path(folder) / "train-jpg"
+        images = linked(images, Path(folder) / "linked", options.least)
+        count = sum(1 for _ in images.iterdir())
+        measures: dict[str, Callable[[Path, int], float]] = {
+            "decode, 1 process": time_decode,
+            "build, 1 worker": time_build(1),
+            "build, 2 workers": time_build(2),
+            "tar": time_tar,
+        }
+        rates: dict[str, list[float]] = {name: [] for name in measures}
+        for _ in range(options.repeats):
+            for name, measure in measures.items():
+                rates[name].append(measure(images, count))
+    show(rates, count, options.repeats)
+
+
+def linked(images: Path, target: Path, least: int) -> Path:
+    """A folder of links to all chips, each under as many names as it takes to have `least` of them."""
+    files = sorted(images.resolve().iterdir())
+    target.mkdir()
+    for copy in range(-(-least // len(files))):
+        for path in files:
+            (target / f"{copy}_{path.name}").symlink_to(path)
+    return target
+
+
+def show(rates: dict[str, list[float]], count: int, repeats: int) -> None:
+    """Prints medians, their range, and the share of bare decoding that each worker reaches."""
+    bare = rates["decode, 1 process"]
+    table = Table(title=f"{count} chips, medians of {repeats}")
+    for column in ("what", "images/s", "range", "of decode, per worker"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for name, found in rates.items():
+        workers = 2 if name.endswith("workers") else 1
+        # Against the bare decoding of the same round, so that a machine that slows down slows both.
+        share = statistics.median(rate / workers / base for rate, base in zip(found, bare, strict=True))
+        spread = f"{min(found):,.0f} to {max(found):,.0f}"
+        table.add_row(name, f"{statistics.median(found):,.0f}", spread, f"{share:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
