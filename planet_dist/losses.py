@@ -103,24 +103,8 @@ class Loss(nn.Module):
             return loss_B
 
     def independent_logits(self, logits_BC: Tensor) -> Tensor:
-        """Logits whose sigmoid is each label's probability under this loss.
-
-        Those of labels that compete under softmax become log(p / (1 - p)); all others stay as they are. What
-        is stored of an evaluation, and decided on, should be these.
-
-        Args:
-            logits_BC: any float type.
-
-        Returns:
-            float32 (B, C) (float64 for float64 logits).
-        """
-        logits_BC = _widened(logits_BC)
-        if not self._groups:
-            return logits_BC
-        result_BC = logits_BC.clone()
-        for group_G in self.groups:
-            result_BC[:, group_G] = _against_the_others(logits_BC[:, group_G])
-        return result_BC
+        """independent_logits() with the groups that compete under this loss."""
+        return independent_logits(logits_BC, self.groups)
 
     def _by_name(self, logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
         name, labels = self.config.name, logits_BC.shape[1]
@@ -202,7 +186,7 @@ def build_loss(
     """
     assert labels == len(vocabulary.labels), (labels, vocabulary.labels)
     counts_C = np.asarray(label_counts, dtype=np.float64)
-    groups = _competitors(config, vocabulary)
+    groups = competing_groups(config, vocabulary)
     positive_C = np.ones(labels)
     if config.positive_weight == "balanced":
         if config.name not in _BY_LABEL:
@@ -222,17 +206,12 @@ def build_loss(
     )
 
 
-def _label_weights(config: LossConfig, vocabulary: Vocabulary) -> list[float]:
-    unknown = sorted(set(config.label_weights) - set(vocabulary.labels))
-    if unknown:
-        raise ConfigError(
-            f"loss.label_weights names {', '.join(unknown)}, which the dataset lacks; "
-            f"its labels are {', '.join(vocabulary.labels)}"
-        )
-    return [config.label_weights.get(label, 1.0) for label in vocabulary.labels]
+def competing_groups(config: LossConfig, vocabulary: Vocabulary) -> list[list[int]]:
+    """The label indices that compete under softmax, group by group; none where the loss takes each label by itself.
 
-
-def _competitors(config: LossConfig, vocabulary: Vocabulary) -> list[list[int]]:
+    Raises:
+        ConfigError: the loss asks for groups that the vocabulary does not have.
+    """
     if config.name == "softmax":
         if len(vocabulary.labels) < 2:
             raise ConfigError('loss.name "softmax" needs two labels or more to compete; choose "bce"')
@@ -247,6 +226,38 @@ def _competitors(config: LossConfig, vocabulary: Vocabulary) -> list[list[int]]:
             "choose another loss, or build the dataset with other groups"
         )
     return groups
+
+
+def independent_logits(logits_BC: Tensor, groups: Sequence[Sequence[int] | Tensor]) -> Tensor:
+    """Logits whose sigmoid is each label's probability.
+
+    Those of labels that compete under softmax become log(p / (1 - p)); all others stay as they are. What is stored of
+    an evaluation, and decided on, should be these.
+
+    Args:
+        logits_BC: a network's, any float type.
+        groups: competing_groups() of the loss that it was trained with.
+
+    Returns:
+        float32 (B, C) (float64 for float64 logits).
+    """
+    logits_BC = _widened(logits_BC)
+    if not groups:
+        return logits_BC
+    result_BC = logits_BC.clone()
+    for group in groups:
+        result_BC[:, group] = _against_the_others(logits_BC[:, group])
+    return result_BC
+
+
+def _label_weights(config: LossConfig, vocabulary: Vocabulary) -> list[float]:
+    unknown = sorted(set(config.label_weights) - set(vocabulary.labels))
+    if unknown:
+        raise ConfigError(
+            f"loss.label_weights names {', '.join(unknown)}, which the dataset lacks; "
+            f"its labels are {', '.join(vocabulary.labels)}"
+        )
+    return [config.label_weights.get(label, 1.0) for label in vocabulary.labels]
 
 
 def _cooccurrence(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from planet_dist.config import LossConfig
-from planet_dist.losses import Loss, build_loss
+from planet_dist.losses import Loss, build_loss, competing_groups, independent_logits
 from shards.errors import ConfigError
 from shards.labels import PLANET, ExclusiveGroup, Vocabulary
 
@@ -157,6 +157,14 @@ def test_independent_logits_give_the_softmax_probabilities_through_a_sigmoid() -
     everything = _sigmoid(_build(name="softmax").independent_logits(torch.tensor(x)).numpy())
     np.testing.assert_allclose(everything, _softmax(x), rtol=1e-12)
     np.testing.assert_array_equal(_build(name="focal").independent_logits(torch.tensor(x)).numpy(), x)
+
+
+def test_a_bundle_can_undo_the_competition_without_the_training_statistics() -> None:
+    logits = torch.tensor(_logits())
+    for name in ("bce", "softmax", "group-softmax"):
+        groups = competing_groups(LossConfig(name=name), LABELS)
+        expected = _build(name=name).independent_logits(logits)
+        torch.testing.assert_close(independent_logits(logits, groups), expected, rtol=0, atol=0)
 
 
 def _papers_term(p_BC: Array, matrix_CC: Array) -> float:
