@@ -193,11 +193,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Puts the state from optimizer_tensors() into a new optimizer of the same parameters."""
+    """Puts the state from optimizer_tensors() into a new optimizer of the same parameters.
+
+    Moments get the memory layout of their weights: fused optimizers walk through both by address, and would pair
+    the moments of a file (contiguous) with other weights of a channels_last network.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, Tensors] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        parameter = parameters[int(index)]
+        is_moment = value.shape == parameter.shape
+        laid_out = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if is_moment else value
+        state.setdefault(int(index), {})[name] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

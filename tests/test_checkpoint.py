@@ -38,18 +38,28 @@ def save(folder: Path, total_steps: int = 7) -> Path:
     return save_checkpoint(folder, state(total_steps), tensors, None, {"0.step": torch.tensor(1.0)}, None)
 
 
-def trained(optimizer_class: type[torch.optim.Optimizer], steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def network() -> nn.Conv2d:
+    """A convolution in channels_last, as training has it."""
+    return nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+
+
+def trained(optimizer_class: type[torch.optim.Optimizer], steps: int) -> tuple[nn.Conv2d, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    optimizer = optimizer_class(model.parameters(), lr=0.1)
+    model = network()
+    optimizer = make(optimizer_class, model)
     for _ in range(steps):
         step(model, optimizer)
     return model, optimizer
 
 
+def make(optimizer_class: type[torch.optim.Optimizer], model: nn.Module) -> torch.optim.Optimizer:
+    more = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
+    return optimizer_class(model.parameters(), lr=1e-3, fused=True, **more)
+
+
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
-    model(torch.ones(4, 3)).square().sum().backward()
+    model(torch.arange(96.0).reshape(2, 3, 4, 4)).square().sum().backward()
     optimizer.step()
 
 
@@ -62,7 +72,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert found.ema is None
 
 
-@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
 def test_an_optimizer_goes_on_as_if_it_had_never_been_saved(
     optimizer_class: type[torch.optim.Optimizer], tmp_path: Path
 ) -> None:
@@ -71,9 +81,9 @@ def test_an_optimizer_goes_on_as_if_it_had_never_been_saved(
     folder = save_checkpoint(
         tmp_path / "checkpoints", state(), model.state_dict(), None, optimizer_tensors(optimizer), None
     )
-    resumed = nn.Linear(3, 2)
+    resumed = network()
     resumed.load_state_dict(load_checkpoint(folder).model)
-    again = optimizer_class(resumed.parameters(), lr=0.1)
+    again = make(optimizer_class, resumed)
     load_optimizer(again, load_checkpoint(folder).optimizer)
     step(resumed, again)
     assert torch.equal(resumed.weight, straight.weight)

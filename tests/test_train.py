@@ -1,0 +1,141 @@
+"""Whole runs under accelerate launch: from shards to a bundle, killed and resumed, and refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from planet_dist.bundle import load_bundle
+from shards.reader import Dataset
+from tests.conftest import REPOSITORY, launch
+
+SMALL = [
+    "data.split=tail:30",
+    "model.width=8",
+    "model.dropout=0.1",
+    "phases.0.epochs=3",
+    "phases.0.batch_size=16",
+    "phases.0.accumulate=2",
+    "evaluate.batch_size=16",
+    "runtime.checkpoint_steps=2",
+    "runtime.log_every_steps=1",
+    "tracking.wandb=off",
+]
+
+
+def words(dataset: Dataset, out: Path, *more: str) -> list[str]:
+    return ["--recipe", "small-resnet-32", "--data", str(dataset.root), "--out", str(out), *more, *SMALL]
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """What a run comes to: its best and last weights, its figures, its thresholds."""
+    last = max((run / "checkpoints").glob("step-*"))
+    files = [
+        *("metrics.jsonl", "bundle/model.safetensors", "evaluation/thresholds.json", "evaluation/predictions.npz"),
+        *(f"checkpoints/{last.name}/{name}.safetensors" for name in ("model", "ema", "optimizer")),
+    ]
+    return {name: (run / name).read_bytes() for name in files}
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of two ranks that nobody disturbed, and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    done = launch("planet_dist/train.py", *words(dataset, run))
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout
+
+
+def test_a_run_ends_with_tables_and_a_bundle_that_predicts(finished: tuple[Path, str], dataset: Dataset) -> None:
+    run, printed = finished
+    assert "selective_logging" in printed
+    assert "cross-fitted" in printed
+    assert f"planet-dist predict {run}/bundle" in printed
+    assert "\r" not in printed
+    bundle, weights = load_bundle(run / "bundle")
+    assert bundle.labels == dataset.manifest.labels
+    assert bundle.dataset_digest == dataset.digest
+    bundle.build(weights)
+
+
+def test_the_log_has_every_step_and_epoch_once(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 19))
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [0, 1, 2]
+    assert all(0 <= line["f2"] <= 1 for line in lines if line["kind"] == "epoch")
+
+
+def test_a_run_killed_in_an_epoch_and_resumed_ends_with_the_same_bytes(
+    finished: tuple[Path, str], dataset: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu.yaml"]
+    launcher = subprocess.Popen(
+        [*command, "planet_dist/train.py", *words(dataset, run)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step-00000008").exists():  # two steps into the second epoch
+        assert time.monotonic() < deadline and launcher.poll() is None
+        time.sleep(0.005)
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    assert not psutil.wait_procs(ranks, timeout=20)[1], "ranks outlive their launcher"
+    assert not (run / "bundle").exists()
+    done = launch("planet_dist/train.py", *words(dataset, run, "--resume", "auto"))
+    assert done.returncode == 0, done.stderr
+    assert "resumed at phase 1, epoch" in done.stdout
+    expected, found = results(finished[0]), results(run)
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+def test_resuming_a_finished_run_trains_nothing_and_says_the_same(finished: tuple[Path, str], dataset: Dataset) -> None:
+    run, _ = finished
+    before = results(run)
+    done = launch("planet_dist/train.py", *words(dataset, run, "--resume", "auto"))
+    assert done.returncode == 0, done.stderr
+    assert results(run) == before
+
+
+def test_an_existing_run_is_refused_and_untouched(finished: tuple[Path, str], dataset: Dataset) -> None:
+    run, _ = finished
+    before = results(run)
+    done = launch("planet_dist/train.py", *words(dataset, run), ranks=1)
+    assert done.returncode != 0
+    assert "exists already; give another --out, or --resume auto" in done.stderr
+    assert results(run) == before
+
+
+def test_a_launcher_that_fell_back_to_one_process_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, "planet_dist/train.py", *words(dataset, tmp_path / "run")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "asks for 2 processes, and 1 run(s)" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_arguments_it_names_what_is_missing_and_shows_an_example() -> None:
+    done = subprocess.run(
+        [sys.executable, "planet_dist/train.py"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert "missing --recipe, --data, --out" in done.stderr
+    assert "accelerate launch --config_file launch/cpu.yaml planet_dist/train.py --recipe" in done.stderr
+    assert "Traceback" not in done.stderr
