@@ -3,10 +3,10 @@
     python benchmarks/build.py                      made chips
     python benchmarks/build.py --images DIR         any folder of chips
 
-All take the same files, linked under several names up to --least chips, from a warm page cache, in turn; the table gives medians. "decode" reads and decodes each
-file in one process and does nothing else; "build" reads, decodes, checks, measures, hashes, packs and syncs to
-disk; "tar" copies bytes and decodes nothing. The builds' interpreters and worker processes start before the
-clock does, or before the first chunk comes back.
+All take the same files in turn, linked under several names up to --least chips, from a warm page cache; the table
+gives medians. "decode" reads and decodes each file in one process and does nothing else; "build" scans the folder,
+reads, decodes, checks, measures, hashes, packs and syncs to disk; "tar" copies bytes and decodes nothing. The clock
+starts after the builds' interpreters have, and at two workers when the first chunk comes back.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class MomentSum:
         self._ones = np.ones(rows, work)
         self._block = np.empty((rows, columns), work)
         exact = form.dtype != "float32"
+        self._column_sums = np.empty((2, columns), work)
         self._sums: NDArray[np.generic] = np.zeros((2, columns), np.int64 if exact else np.float64)
         self._chips = 0
 
@@ -77,9 +78,10 @@ class MomentSum:
             rows = rows_HC[start : start + BLOCK_ROWS]
             block, ones = self._block[: len(rows)], self._ones[: len(rows)]
             np.copyto(block, rows)
-            self._sums[0] += (ones @ block).astype(self._sums.dtype)
+            np.dot(ones, block, out=self._column_sums[0])
             np.multiply(block, block, out=block)
-            self._sums[1] += (ones @ block).astype(self._sums.dtype)
+            np.dot(ones, block, out=self._column_sums[1])
+            self._sums += self._column_sums.astype(self._sums.dtype)
         self._chips += 1
 
     def total(self) -> Moments:
