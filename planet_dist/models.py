@@ -57,7 +57,10 @@ class Network(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, labels) of images float32 (B, bands, S, S)."""
-        logits_BC: Tensor = self.head(self.backbone(images_BCHW))
+        features_BF: Tensor = self.backbone(images_BCHW)
+        # The head is cheap, and bf16 logits, with 8 bits of mantissa, would tie chips that thresholds must tell apart.
+        with torch.autocast(features_BF.device.type, enabled=False):
+            logits_BC: Tensor = self.head(features_BF.float())
         return logits_BC
 
     def penalty(self) -> Tensor:

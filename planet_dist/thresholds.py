@@ -6,6 +6,8 @@ exactly 0 is never decided. Samples with equal probabilities are always decided 
 
 The rules, simplest first (RULES):
 
+    constant          the same labels for every sample, the best such set that adding labels one by one finds:
+                      what a model must beat that has looked at nothing
     flat-0.5          0.5 for every label
     flat-0.2          0.2 for every label, the first paper's uniform threshold (section 4.5)
     best-single       one threshold for all labels, the best of all that tell the samples apart
@@ -185,6 +187,25 @@ def fit(rule: Rule, probabilities_NC: Array, targets_NC: Array, labels: Sequence
     return Thresholds(rule.name, tuple(labels), tuple(float(value) for value in values_C))
 
 
+def fit_constant(_: Floats, true_NC: Bools) -> Floats:
+    """0 for the labels of the best constant answer, 1 for all others, (C,)."""
+    samples, labels = true_NC.shape
+    chosen, best, hits_N = np.zeros(labels, dtype=bool), 0.0, np.zeros(samples, dtype=np.int64)
+    total_N = np.count_nonzero(true_NC, axis=1)
+    while not chosen.all():
+        decided = np.count_nonzero(chosen) + 1
+        scores_C = [
+            -1.0 if chosen[c] else float(np.mean(f2_of_counts(hits_N + true_NC[:, c], total_N, decided)))
+            for c in range(labels)
+        ]
+        label = int(np.argmax(scores_C))
+        if scores_C[label] <= best:
+            break
+        chosen[label], best = True, scores_C[label]
+        hits_N = hits_N + true_NC[:, label]
+    return np.where(chosen, 0.0, 1.0)
+
+
 def fit_single(probabilities_NC: Floats, true_NC: Bools, cuts: Callable[[Floats], Cuts] = EveryCut) -> Floats:
     """The one threshold with the greatest sample-averaged F2 over all cuts, once for each label (C,)."""
     labels = probabilities_NC.shape[1]
@@ -280,6 +301,7 @@ def _flat(value: float) -> Rule:
 
 
 RULES = (
+    Rule("constant", lambda labels: labels, fit_constant),
     _flat(0.5),
     _flat(0.2),
     Rule("best-single", lambda labels: 1, fit_single),

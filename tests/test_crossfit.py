@@ -11,6 +11,7 @@ from planet_dist.thresholds import RULES, Rule
 from shards.errors import ConfigError, RunError
 
 LABELS = ("a", "b", "c", "d")
+BY_NAME = {rule.name: rule for rule in RULES}
 
 
 def made(count, seed, shift=0.0):
@@ -103,7 +104,9 @@ def test_fitting_per_label_looks_better_on_its_own_rows_than_on_others():
 
 def test_a_flat_rule_is_chosen_where_fitting_gains_nothing():
     probabilities_NC, true_NC = made(200, seed=5)
-    evaluation = evaluate_rules(probabilities_NC, true_NC, LABELS, rules=[RULES[1], RULES[2], RULES[-1]])
+    evaluation = evaluate_rules(
+        probabilities_NC, true_NC, LABELS, rules=[BY_NAME["flat-0.2"], BY_NAME["best-single"], BY_NAME["exact"]]
+    )
     assert evaluation.chosen.rule == "flat-0.2"
 
 

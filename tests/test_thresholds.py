@@ -217,3 +217,13 @@ def test_missing_and_malformed_files_are_errors(tmp_path):
     broken.write_text("[1]")
     with pytest.raises(RunError, match="not a thresholds file"):
         thresholds.read_thresholds(broken)
+
+
+def test_the_constant_rule_is_the_best_of_all_label_sets_when_one_label_is_common():
+    rng = np.random.default_rng(0)
+    true_NC = rng.random((200, 5)) < np.array([0.95, 0.6, 0.3, 0.05, 0.01])
+    values_C = BY_NAME["constant"].fit(np.full(true_NC.shape, 0.5), true_NC)
+    answers = [np.array(answer, dtype=bool) for answer in itertools.product([0, 1], repeat=5)]
+    best = max(answers, key=lambda answer: mean_f2(np.tile(answer, (200, 1)), true_NC))
+    assert np.array_equal(values_C == 0.0, best)
+    assert set(values_C) == {0.0, 1.0}
