@@ -7,10 +7,7 @@ launcher among its parents, reads what it was told, and stops when the two diffe
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,13 +120,3 @@ def check_launch(launch: Launch | None) -> bool:
     if launch.mixed_precision == "fp16" and on_cpu:
         raise ConfigError(f"{launch.source}: mixed_precision fp16 needs a GPU; use bf16 or no on a CPU")
     return on_cpu
-
-
-def die_with_parent() -> None:
-    """Asks Linux to end this process when the launcher dies.
-
-    The launcher gives each rank a session of its own, so that one killed with SIGKILL leaves its ranks running.
-    """
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

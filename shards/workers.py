@@ -37,9 +37,7 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         executor = ThreadPoolExecutor(1)
     else:
         context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_die_with_parent, initargs=(os.getpid(),)
-        )
+        executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
         yield executor
     finally:
@@ -69,10 +67,19 @@ def map_in_order(
         ) from error
 
 
-def _die_with_parent(parent_pid: int) -> None:
-    """Ends this worker with its parent, however that ends, and leaves Ctrl-C to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Asks Linux to end this process with its parent, however that ends; elsewhere nothing happens.
+
+    Args:
+        parent_pid: the parent's own account of its id, where it gave one: a parent that ended before this call
+            is then noticed too, and this process ends at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # it ended before the line above took hold
+        if parent_pid is not None and os.getppid() != parent_pid:
             os._exit(1)
+
+
+def _start_worker(parent_pid: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+    die_with_parent(parent_pid)
