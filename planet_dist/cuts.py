@@ -40,6 +40,7 @@ class EveryCut:
         self._ends_K: Indices = np.flatnonzero(self._sorted_N > below_N)
 
     def best(self, gains_N: Floats) -> tuple[float, float]:
+        """The greatest sum of gains (N,) above a cut, and the middle of that cut; the highest of equals."""
         running_K = np.cumsum(gains_N[self._order_N])[self._ends_K]
         # the first of equals is the highest cut, which decides the least
         at = int(running_K.argmax()) if len(running_K) else -1
@@ -66,6 +67,7 @@ class GridCuts:
         return running
 
     def best(self, gains_N: Floats) -> tuple[float, float]:
+        """The greatest sum of gains (N,) above a step, and that step: the middle of the longest run of equals."""
         sums_S = self.above(gains_N)
         step = middle_of_best(sums_S)
         return float(sums_S[step]), float(GRID_S[step])
