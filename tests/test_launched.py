@@ -1,0 +1,213 @@
+"""A launch is what its file and command line say, and one that came out otherwise is refused with a reason."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+
+from planet_dist import launched
+from planet_dist.launched import Launch, check_launch, find_launch, read_launch
+from shards.errors import ConfigError
+from tests.conftest import REPOSITORY
+
+FILES = REPOSITORY / "launch"
+SCRIPT = ["planet_dist/train.py", "--recipe", "small-resnet-32", "--out", "RUN"]
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither a launch file of this user nor the variables of a launcher around these tests count."""
+    monkeypatch.setattr(launched, "default_config_file", str(tmp_path / "default_config.yaml"))
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
+    """As many GPUs as the test's parameter says."""
+    count: int = request.param
+    monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    return count
+
+
+with_gpus = pytest.mark.parametrize("gpus", [2], indirect=True)
+without_gpus = pytest.mark.parametrize("gpus", [0], indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "num_processes", "device"),
+    [("cpu.yaml", 2, "cpu"), ("one_gpu.yaml", 1, "gpu"), ("multi_gpu.yaml", 8, "gpu"), ("multi_node.yaml", 16, "gpu")],
+)
+def test_each_launch_file_says_processes_device_and_precision(file: str, num_processes: int, device: str) -> None:
+    path = str(FILES / file)
+    assert read_launch(["--config_file", path, *SCRIPT]) == Launch(path, num_processes, device, "bf16")
+
+
+def test_every_launch_file_is_among_those_tested() -> None:
+    assert {path.name for path in FILES.iterdir()} == {"cpu.yaml", "one_gpu.yaml", "multi_gpu.yaml", "multi_node.yaml"}
+
+
+def test_the_command_line_stands_above_the_file() -> None:
+    path = str(FILES / "cpu.yaml")
+    found = read_launch(["--config_file", path, "--num_processes", "5", "--mixed_precision", "no", *SCRIPT])
+    assert found == Launch(path, 5, "cpu", "no")
+    found = read_launch(["--config_file", str(FILES / "multi_gpu.yaml"), "--cpu", *SCRIPT])
+    assert (found.num_processes, found.device) == (8, "cpu")
+
+
+def test_without_a_file_only_what_was_said_counts() -> None:
+    assert read_launch(SCRIPT) == Launch("the command line", 0, "any", "no")
+    words = ["--cpu", "--num_processes", "3", "--mixed_precision", "fp16", *SCRIPT]
+    assert read_launch(words) == Launch("the command line", 3, "cpu", "fp16")
+
+
+def test_the_scripts_own_words_are_not_the_launchers() -> None:
+    assert read_launch([*SCRIPT, "--cpu", "--num_processes", "9"]).num_processes == 0
+
+
+def test_the_users_own_launch_file_is_read_as_accelerate_reads_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text((FILES / "multi_gpu.yaml").read_text().replace("num_processes: 8", "num_processes: 6"))
+    monkeypatch.setattr(launched, "default_config_file", str(own))
+    assert read_launch(SCRIPT) == Launch(str(own), 6, "gpu", "bf16")
+    assert read_launch(["--cpu", *SCRIPT]) == Launch("the command line", 0, "cpu", "no")
+
+
+@pytest.mark.parametrize("written", ["no", "'no'", "null"])
+def test_no_mixed_precision_is_understood_however_yaml_reads_the_word(written: str, tmp_path: Path) -> None:
+    file = tmp_path / "full.yaml"
+    file.write_text((FILES / "cpu.yaml").read_text().replace("mixed_precision: bf16", f"mixed_precision: {written}"))
+    assert read_launch(["--config_file", str(file), *SCRIPT]).mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["/venv/bin/python", "/venv/bin/accelerate", "launch"],
+        ["accelerate", "launch"],
+        ["/venv/bin/python3", "/venv/bin/accelerate-launch"],
+        ["python", "-m", "accelerate.commands.launch"],
+        ["python", "-u", "-m", "accelerate.commands.launch"],
+        ["/usr/bin/python", "/lib/site-packages/accelerate/commands/launch.py"],
+    ],
+)
+def test_the_launcher_is_known_in_each_way_to_call_it(words: list[str]) -> None:
+    assert launched._launcher_arguments([*words, "--cpu", *SCRIPT]) == ["--cpu", *SCRIPT]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["accelerate", "config"],
+        ["accelerate"],
+        ["bash", "-c", "accelerate launch train.py"],
+        ["python", "launch.py"],
+        ["torchrun", "planet_dist/train.py"],
+    ],
+)
+def test_other_programs_are_not_taken_for_the_launcher(words: list[str]) -> None:
+    assert launched._launcher_arguments(words) is None
+
+
+class Parent:
+    """A parent process with a command line, or one that may not be read."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = list(words)
+
+    def cmdline(self) -> list[str]:
+        if not self.words:
+            raise psutil.AccessDenied
+        return self.words
+
+
+def test_the_launcher_is_found_among_all_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["python", "accelerate", "launch", "--config_file", str(FILES / "cpu.yaml"), *SCRIPT]
+    parents = [Parent("bash", "job.sh"), Parent(), Parent(*line), Parent("sshd")]
+    monkeypatch.setattr(psutil.Process, "parents", lambda self: parents)
+    found = find_launch()
+    assert found is not None and (found.num_processes, found.device) == (2, "cpu")
+    monkeypatch.setattr(psutil.Process, "parents", lambda self: parents[:2])
+    assert find_launch() is None
+
+
+@without_gpus
+def test_a_run_without_a_launcher_takes_what_there_is(gpus: int) -> None:
+    assert check_launch(None) is True
+
+
+@with_gpus
+def test_a_run_without_a_launcher_takes_the_gpu(gpus: int) -> None:
+    assert check_launch(None) is False
+
+
+@with_gpus
+@pytest.mark.parametrize(("device", "on_cpu"), [("cpu", True), ("gpu", False), ("any", False)])
+def test_the_device_is_the_launch_files(gpus: int, device: str, on_cpu: bool) -> None:
+    assert check_launch(Launch("x.yaml", 1, device, "bf16")) is on_cpu
+
+
+@without_gpus
+def test_two_processes_on_a_cpu_are_fine_when_two_run(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert check_launch(Launch("x.yaml", 2, "cpu", "bf16")) is True
+
+
+@without_gpus
+def test_an_unsaid_number_of_processes_may_be_any(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    assert check_launch(Launch("the command line", 0, "any", "no")) is True
+
+
+def refused(launch: Launch, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_launch(launch)
+
+
+@with_gpus
+@pytest.mark.parametrize(("asked", "running"), [(2, None), (2, "1"), (1, "2"), (8, "4")])
+def test_another_number_of_processes_is_refused(
+    gpus: int, asked: int, running: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if running is not None:
+        monkeypatch.setenv("WORLD_SIZE", running)
+    refused(Launch("x.yaml", asked, "any", "no"), f"x.yaml asks for {asked} processes, and {running or 1} run(s)")
+
+
+@without_gpus
+def test_a_gpu_launch_without_gpus_is_refused(gpus: int) -> None:
+    refused(Launch("x.yaml", 1, "gpu", "bf16"), "x.yaml asks for GPUs, and torch sees none")
+
+
+@with_gpus
+def test_more_processes_than_gpus_on_a_host_are_refused(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    refused(Launch("x.yaml", 6, "gpu", "bf16"), "3 processes on this host, which has 2 GPU(s)")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert check_launch(Launch("x.yaml", 6, "gpu", "bf16")) is False
+
+
+@with_gpus
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_a_precision_that_is_not_supported_is_refused(gpus: int, precision: str) -> None:
+    refused(Launch("x.yaml", 1, "gpu", precision), f"mixed_precision '{precision}' is not supported")
+
+
+@with_gpus
+def test_fp16_is_for_gpus(gpus: int) -> None:
+    assert check_launch(Launch("x.yaml", 1, "gpu", "fp16")) is False
+    refused(Launch("x.yaml", 1, "cpu", "fp16"), "x.yaml: mixed_precision fp16 needs a GPU")
+
+
+@without_gpus
+def test_fp16_is_refused_where_there_is_no_gpu(gpus: int) -> None:
+    refused(Launch("the command line", 1, "any", "fp16"), "fp16 needs a GPU; use bf16 or no on a CPU")
