@@ -116,3 +116,31 @@ def predict(bundle: Path, images: Path, out: Path) -> None:
     click.echo(f"{len(predicted.keys):,} images predicted, written to {out}")
     if rejects is not None:
         raise click.ClickException(f"{len(predicted.rejected):,} images could not be used; {rejects} lists them")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run2", required=False, type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="The dataset of the run.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the PNG files.")
+@click.option("--certain", multiple=True, metavar="LABEL", help="Show the surest chips of this label; repeatable.")
+def figures(run: Path, run2: Path | None, data: Path, out: Path, certain: tuple[str, ...]) -> None:
+    """Draw the papers' figures from a finished RUN; RUN2, a baseline, stands beside it."""
+    from planet_dist.figures import RunFigures, certain_labels, check_pair, draw_all
+    from planet_dist.finished import dataset_of, open_run
+    from planet_dist.label_noise import write_suspicions
+    from shards.reader import Dataset
+
+    dataset, first = Dataset(data), open_run(run)
+    dataset_of(first, dataset)
+    second = None if run2 is None else open_run(run2)
+    if second is not None:
+        check_pair(first, second)
+    made = RunFigures(first, dataset, second)
+    drawn = draw_all(made, out, certain_labels(dataset.manifest.vocabulary, dataset.manifest.label_counts, certain))
+    write_suspicions(out / "label-noise.csv", made.suspicions(), dataset)
+    for path in drawn.files.values():
+        click.echo(path)
+    click.echo(out / "label-noise.csv")
+    for name, reason in drawn.left_out.items():
+        click.echo(f"left out: {name}: {reason}", err=True)
