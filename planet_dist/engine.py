@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from webdataset.pipeline import DataPipeline
 
 from planet_dist.augment import Preprocess
@@ -24,6 +25,7 @@ from planet_dist.checkpoint import (
     Position,
     State,
     load_optimizer,
+    load_tensors,
     mark_best,
     optimizer_tensors,
     prune,
@@ -33,11 +35,10 @@ from planet_dist.config import Config
 from planet_dist.crossfit import Evaluation
 from planet_dist.data import Data
 from planet_dist.evaluate import Logits, evaluate
-from planet_dist.judge import conclude, validate
+from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.losses import build_loss
 from planet_dist.models import build_model
-from planet_dist.predictions import write_predictions
 from planet_dist.progress import Meter, Progress
 from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
@@ -126,10 +127,11 @@ class Trainer:
                 self._train_phase(number, position if number == position.phase else Position(number))
         finally:
             self.progress.close()
-        self.accelerator.wait_for_everyone()
+        weights = self._load_best()
+        logits = self._infer(self.model, self.config.evaluate.turns)
         if not self.main:
             return None
-        evaluation = conclude(self.config, self.data, self.run)
+        evaluation = conclude(self.config, self.data, self.run, logits, weights)
         self.tracker.log({"val/cross_fitted_f2": evaluation.chosen_score.cross_fitted_f2}, self.total_steps)
         return evaluation
 
@@ -178,7 +180,7 @@ class Trainer:
                 # While this rank validates, its threads decode the next epoch's first batches.
                 self._end_epoch(learner, Position(number, epoch + 1))
             elif self.config.runtime.checkpoint_steps and not self.total_steps % self.config.runtime.checkpoint_steps:
-                self._save(learner, place, None)
+                self._save(learner, place)
         learner.close()
 
     def _restore(self, learner: Learner, position: Position) -> None:
@@ -199,8 +201,10 @@ class Trainer:
 
     def _end_epoch(self, learner: Learner, position: Position) -> None:
         """Validates and saves; `position` is the next epoch's beginning."""
-        logits = self._validate(learner)
-        validation = validate(logits.logits_NC, self.data.targets_NC[logits.ids_N], self.config.evaluate.best_by)
+        logits = self._infer(learner.evaluated_model(), turns=1)
+        targets_NC = self.data.targets_NC[logits.ids_N]
+        speaks_C = weighted_labels(self.config.loss, self.data.labels)
+        validation = validate(logits.logits_NC, targets_NC, self.config.evaluate.best_by, speaks_C)
         best = self.best is None or validation.score > self.best.score
         if best:
             self.best = Best(validation.score, f"step-{self.total_steps:08d}")
@@ -211,22 +215,31 @@ class Trainer:
             figures = "  ".join(f"{name} {value:.4f}" for name, value in validation.figures.items())
             mark = "  (best so far)" if best else ""
             self.progress.note(f"{self._place(position.phase, position.epoch - 1)}  validation: {figures}{mark}")
-        self._save(learner, position, logits)
+        self._save(learner, position)
 
-    def _validate(self, learner: Learner) -> Logits:
+    def _infer(self, model: nn.Module, turns: int) -> Logits:
         with self.accelerator.autocast():
             return evaluate(
-                learner.evaluated_model(),
+                model,
                 self.loss.independent_logits,
                 self.preprocess,
                 self.val_decoded,
                 self.data.split.val_ids,
                 batch_size=self.config.evaluate.batch_size,
-                turns=self.config.evaluate.turns,
+                turns=turns,
                 accelerator=self.accelerator,
             )
 
-    def _save(self, learner: Learner, position: Position, logits: Logits | None) -> None:
+    def _load_best(self) -> Path:
+        """Puts the best checkpoint's weights into the model, and says which file they are in."""
+        assert self.best is not None, "every phase has an epoch, and every epoch a validation"
+        folder = self.run.checkpoints / self.best.checkpoint
+        averaged = folder / "ema.safetensors"
+        path = averaged if averaged.exists() else folder / "model.safetensors"
+        self.model.load_state_dict(load_tensors(path))
+        return path
+
+    def _save(self, learner: Learner, position: Position) -> None:
         learner.share_buffers()
         if self.main:
             scaler = self.accelerator.scaler
@@ -246,16 +259,11 @@ class Trainer:
                 self.model.state_dict(),
                 learner.average.model.state_dict() if learner.average else None,
                 optimizer_tensors(learner.optimizer),
-                None if logits is None else partial(self._write_predictions, logits),
             )
             if self.best is not None and self.best.checkpoint == folder.name:
                 mark_best(self.run.checkpoints, folder.name)
             prune(self.run.checkpoints, self.config.runtime.keep_checkpoints, self.best)
         self.accelerator.wait_for_everyone()
-
-    def _write_predictions(self, logits: Logits, path: Any) -> None:
-        targets_NC = self.data.targets_NC[logits.ids_N]
-        write_predictions(path, self.data.labels, logits.ids_N, logits.logits_NC, targets_NC)
 
     def _log_step(self, place: Position, steps: int, result: StepResult, images: int, waited: float) -> None:
         if not self.main:

@@ -33,6 +33,18 @@ class Logits:
 
 
 @torch.no_grad()
+def mean_logits(model: nn.Module, independent: Independent, images_BCHW: torch.Tensor, turns: int) -> torch.Tensor:
+    """The mean of the independent logits over `turns` views of each chip, float32 (B, C).
+
+    Args:
+        model: in evaluation mode.
+        independent: as for infer.
+        images_BCHW: the network's input.
+    """
+    return torch.stack([independent(model(view_BCHW)) for view_BCHW in views(images_BCHW, turns)]).mean(dim=0)
+
+
+@torch.no_grad()
 def infer(
     model: nn.Module, independent: Independent, preprocess: Preprocess, batches: Iterable[Batch], turns: int
 ) -> Logits:
@@ -46,9 +58,7 @@ def infer(
     ids: list[Ids] = []
     logits: list[torch.Tensor] = []
     for batch in batches:
-        images_BCHW = preprocess.evaluate(batch.images_BHWC)
-        views_logits = [independent(model(view_BCHW)) for view_BCHW in views(images_BCHW, turns)]
-        logits.append(torch.stack(views_logits).mean(dim=0))
+        logits.append(mean_logits(model, independent, preprocess.evaluate(batch.images_BHWC), turns))
         ids.append(batch.ids_B)
     return Logits(np.concatenate(ids), torch.cat(logits).cpu().numpy())
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planet_dist.bundle import Bundle, write_bundle
-from planet_dist.config import Config
+from planet_dist.bundle import Bundle, Member, file_sha256, write_bundle
+from planet_dist.combination import others_right
+from planet_dist.config import Config, LossConfig
 from planet_dist.crossfit import Evaluation, evaluate_rules
 from planet_dist.data import Data
-from planet_dist.metrics import accuracy, cross_entropy_of_logits, mean_f2, probabilities
-from planet_dist.predictions import read_predictions
+from planet_dist.evaluate import Logits
+from planet_dist.losses import competing_groups
+from planet_dist.metrics import Bools, accuracy, cross_entropy_of_logits, mean_f2, probabilities
+from planet_dist.predictions import write_predictions
 from planet_dist.runfolder import RunFolder
 from planet_dist.thresholds import decide, fit_single, write_thresholds
 from shards.errors import TrainingError
 from shards.schema import write_whole
+
+_CERTAIN_LOGIT = 40.0  # its probability is 1 in float64
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,28 @@ class Validation:
     score: float
 
 
-def validate(logits_NC: NDArray[np.float32], targets_NC: NDArray[np.uint8], best_by: str) -> Validation:
+def weighted_labels(loss: LossConfig, labels: Sequence[str]) -> Bools:
+    """The labels that a loss gives weight to, bool (C,): all but those that loss.label_weights sets to 0."""
+    return np.array([loss.label_weights.get(label, 1.0) > 0 for label in labels])
+
+
+def validate(
+    logits_NC: NDArray[np.float32], targets_NC: NDArray[np.uint8], best_by: str, speaks_C: Bools
+) -> Validation:
     """Figures of the validation chips.
+
+    Args:
+        logits_NC, targets_NC: one row a chip.
+        best_by: evaluate.best_by.
+        speaks_C: labels that the model was trained on; the figures take the others as answered rightly
+            (combination.others_right), so that a specialist's figures compare with those of its like alone.
 
     Raises:
         TrainingError: a logit is not finite.
     """
     if not np.isfinite(logits_NC).all():
         raise TrainingError("validation gave logits that are not finite: training diverged; lower the learning rate")
+    logits_NC = others_right(logits_NC, targets_NC, speaks_C, -_CERTAIN_LOGIT, _CERTAIN_LOGIT)
     probabilities_NC = probabilities(logits_NC)
     labels = targets_NC.shape[1]
     thresholds = {
@@ -55,31 +75,51 @@ def validate(logits_NC: NDArray[np.float32], targets_NC: NDArray[np.uint8], best
     return Validation(figures, -figures["loss"] if best_by == "loss" else figures[best_by])
 
 
-def conclude(config: Config, data: Data, run: RunFolder) -> Evaluation:
-    """Judges the rules on the best checkpoint's predictions, and writes evaluation/ and bundle/."""
-    best = (run.checkpoints / "best").resolve()
-    found = read_predictions(best / "predictions.npz")
-    evaluation = evaluate_rules(
-        found.probabilities_NC, found.targets_NC, found.labels, ids_N=found.ids_N, seed=config.seed
-    )
+def conclude(config: Config, data: Data, run: RunFolder, logits: Logits, weights: Path) -> Evaluation:
+    """Judges the rules on the validation chips' logits, and writes evaluation/ and bundle/.
+
+    Args:
+        logits: of the model in `weights`, a safetensors file.
+    """
+    targets_NC = data.targets_NC[logits.ids_N]
+    speaks_C = weighted_labels(config.loss, data.labels)
+    judged_NC = others_right(probabilities(logits.logits_NC), targets_NC, speaks_C)
+    evaluation = evaluate_rules(judged_NC, targets_NC, data.labels, ids_N=logits.ids_N, seed=config.seed)
     run.evaluation.mkdir(exist_ok=True)
-    shutil.copyfile(best / "predictions.npz", run.evaluation / "predictions.npz")
+    write_predictions(run.evaluation / "predictions.npz", data.labels, logits.ids_N, logits.logits_NC, targets_NC)
     write_thresholds(run.evaluation / "thresholds.json", evaluation.chosen)
     scores = evaluation.to_json()
     write_whole(run.evaluation / "metrics.json", (json.dumps(scores, indent=1) + "\n").encode())
+    write_bundle(run.bundle, _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation), [weights])
+    return evaluation
+
+
+def _bundle(config: Config, data: Data, name: str, weights: Path, speaks_C: Bools, evaluation: Evaluation) -> Bundle:
     manifest = data.dataset.manifest
-    bundle = Bundle(
-        labels=manifest.labels,
-        model_config=config.model,
-        image=manifest.image,
-        data=config.data,
+    member = Member(
+        name=name,
+        weights="model.safetensors",
+        sha256=file_sha256(weights),
+        model=config.model,
+        size=config.data.size,
+        normalise=config.data.normalise,
         mean=manifest.mean,
         std=manifest.std,
         turns=config.evaluate.turns,
+        competing_groups=competing_groups(config.loss, manifest.vocabulary),
+        speaks_for=[label for label, speaks in zip(manifest.labels, speaks_C, strict=True) if speaks],
         thresholds=evaluation.chosen,
-        scores=scores,
+    )
+    trained_NC = data.targets_NC[data.split.train_ids]
+    return Bundle(
+        labels=manifest.labels,
+        exclusive=manifest.exclusive,
+        alone=manifest.alone,
+        image=manifest.image,
+        members=[member],
+        thresholds=evaluation.chosen,
+        training_chips=len(trained_NC),
+        training_label_counts=trained_NC.sum(axis=0, dtype=np.int64).tolist(),
+        scores=evaluation.to_json(),
         dataset_digest=data.dataset.digest,
     )
-    averaged = best / "ema.safetensors"
-    write_bundle(run.bundle, bundle, averaged if averaged.exists() else best / "model.safetensors")
-    return evaluation

@@ -1,6 +1,11 @@
 """A bundle's predictions for a folder of images, as a CSV in the competition's form: image_name,tags.
 
-Letters in array names: N chips, B of one batch, C labels, H and W pixels, S the side of the network's input.
+Networks run in float32 whatever precision they were trained in, so that a bundle predicts alike on machines with and
+without bf16, and in batches of one fixed shape, the last one padded, so that a chip's probabilities don't depend on
+the chips beside it. Evaluation runs under the launch file's precision: probabilities near a threshold may fall on
+its other side here.
+
+Letters in array names: M members, N chips, B of one batch, C labels, H and W pixels, S the side of a network's input.
 """
 
 from __future__ import annotations
@@ -10,18 +15,21 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from planet_dist.augment import Preprocess, views
-from planet_dist.bundle import Bundle, load_bundle
-from planet_dist.metrics import probabilities
+from planet_dist.augment import Preprocess
+from planet_dist.bundle import Bundle, Ready, load_bundle
+from planet_dist.combination import mean_probabilities
+from planet_dist.evaluate import mean_logits
+from planet_dist.losses import independent_logits
+from planet_dist.metrics import Bools, Floats, probabilities
 from shards.assemble import rejected_csv
 from shards.errors import DecodeError, PlanetError, Problem, RunError
-from shards.labels import Vocabulary
 from shards.pixels import Pixels, decode
 from shards.schema import write_whole
 from shards.sources import Record, scan_sources
@@ -65,8 +73,8 @@ def predict_folder(
         RunError: the bundle cannot be used, or no image of the folder can.
     """
     bundle, weights = load_bundle(bundle_folder)
-    model, preprocess = bundle.build(weights, device)
-    scan = scan_sources(images, None, Vocabulary(tuple(bundle.labels)), unlabelled=True)
+    members = bundle.build(weights, device)
+    scan = scan_sources(images, None, bundle.vocabulary, unlabelled=True)
     rejected = list(scan.problems)
     if scan.records and scan.kind != bundle.image.kind:
         raise RunError(
@@ -74,22 +82,59 @@ def predict_folder(
             f"({bundle.image.pixels}); give a folder of those"
         )
     keys: list[str] = []
-    logits: list[NDArray[np.float32]] = []
+    parts: list[Floats] = []
+    tried = 0
     for batch in _decoded(scan.records, bundle, rejected):
-        inputs_BCHW = _inputs(preprocess, [pixels for _, pixels in batch], device)
-        logits.append(_logits(model, inputs_BCHW, bundle.turns)[: len(batch)])
-        keys += [key for key, _ in batch]
-        progress(len(keys), len(scan.records))
+        part_MBC = member_probabilities(members, [pixels for _, pixels in batch], device)
+        finite_B: Bools = np.all(np.isfinite(part_MBC), axis=(0, 2))
+        rejected += [_not_finite(record) for (record, _), finite in zip(batch, finite_B, strict=True) if not finite]
+        keys += [record.key for (record, _), finite in zip(batch, finite_B, strict=True) if finite]
+        parts.append(part_MBC[:, finite_B])
+        tried += len(batch)
+        progress(tried, len(scan.records))
     if not keys:
-        raise RunError(f"{images}: no image can be read\n" + "\n".join(f"  {problem}" for problem in rejected[:10]))
-    probabilities_NC = probabilities(np.concatenate(logits))
-    decided_NC = bundle.thresholds.decide(probabilities_NC)
+        raise RunError(f"{images}: no image can be used\n" + "\n".join(f"  {_line(one)}" for one in rejected[:10]))
+    probabilities_MNC = np.concatenate(parts, axis=1)
+    combination = bundle.combination()
+    decided_NC = combination.decide(probabilities_MNC)
     tags = [[label for label, yes in zip(bundle.labels, row, strict=True) if yes] for row in decided_NC]
-    return Predicted(keys, probabilities_NC, tags, rejected)
+    return Predicted(keys, mean_probabilities(probabilities_MNC, combination.speaks_MC), tags, rejected)
 
 
-def _decoded(records: Sequence[Record], bundle: Bundle, rejected: list[Problem]) -> Iterator[list[tuple[str, Pixels]]]:
-    """Batches of names and pixels, decoded one batch ahead; what cannot be read goes to `rejected`."""
+def member_probabilities(
+    members: Sequence[Ready], chips: Sequence[Pixels], device: torch.device | str = "cpu"
+) -> Floats:
+    """What each member says about chips.
+
+    Args:
+        members: of Bundle.build, on the device.
+        chips: 1 to 64 arrays (H, W, bands) of the training chips' bands and dtype, not all of one size where the
+            members resize.
+
+    Returns:
+        float64 (M, B, C), NaN where a network's answer is not finite. A chip's row is the same in any company.
+    """
+    return np.stack([probabilities(_logits(member, chips, device)) for member in members])
+
+
+def _not_finite(record: Record) -> Problem:
+    return Problem(
+        "a chip has finite pixels, of the training chips' range, and a network's answer to it is finite",
+        record.path,
+        0,
+        "the network's answer is not a finite number",
+        "look at the image's pixels for NaN and extreme values",
+    )
+
+
+def _line(problem: Problem) -> str:
+    return f"{problem}: {problem.rule}; {problem.remedy}"
+
+
+def _decoded(
+    records: Sequence[Record], bundle: Bundle, rejected: list[Problem]
+) -> Iterator[list[tuple[Record, Pixels]]]:
+    """Batches of images and their pixels, decoded one batch ahead; what cannot be read goes to `rejected`."""
     with ThreadPoolExecutor(available_cores()) as pool:
 
         def submit(start: int) -> list[tuple[Record, Future[Pixels]]]:
@@ -102,7 +147,7 @@ def _decoded(records: Sequence[Record], bundle: Bundle, rejected: list[Problem])
             batch = []
             for record, task in current:
                 try:
-                    batch.append((record.key, task.result()))
+                    batch.append((record, task.result()))
                 except DecodeError as error:
                     rejected.append(Problem(error.rule, record.path, 0, error.value, error.remedy))
                 except OSError as error:
@@ -123,24 +168,24 @@ def _read(record: Record, bundle: Bundle) -> Pixels:
     return pixels
 
 
-def _inputs(preprocess: Preprocess, chips: list[Pixels], device: torch.device | str) -> torch.Tensor:
-    """The network's input, padded to one fixed shape, so that a chip's result doesn't depend on its company."""
+def _logits(member: Ready, chips: Sequence[Pixels], device: torch.device | str) -> NDArray[np.float32]:
+    inputs_BCHW = _inputs(member.preprocess, chips, device)
+    independent = partial(independent_logits, groups=member.competing_groups)
+    logits_BC: NDArray[np.float32] = mean_logits(member.model, independent, inputs_BCHW, member.turns).cpu().numpy()
+    return logits_BC[: len(chips)]
+
+
+def _inputs(preprocess: Preprocess, chips: Sequence[Pixels], device: torch.device | str) -> torch.Tensor:
+    """The network's input, padded to one fixed shape."""
+    assert 0 < len(chips) <= _BATCH, len(chips)
     if len({chip.shape for chip in chips}) == 1:
         images_BCHW = preprocess.evaluate(torch.from_numpy(np.stack(chips)).to(device))
     else:
-        single = [preprocess.evaluate(torch.from_numpy(chip[None]).to(device)) for chip in chips]
-        images_BCHW = torch.cat(single)
+        images_BCHW = torch.cat([preprocess.evaluate(torch.from_numpy(chip[None]).to(device)) for chip in chips])
     padded_BCHW = images_BCHW.new_zeros((_BATCH, *images_BCHW.shape[1:]))
     padded_BCHW = padded_BCHW.contiguous(memory_format=torch.channels_last)
     padded_BCHW[: len(chips)] = images_BCHW
     return padded_BCHW
-
-
-@torch.no_grad()
-def _logits(model: torch.nn.Module, inputs_BCHW: torch.Tensor, turns: int) -> NDArray[np.float32]:
-    per_view = [model(view_BCHW).float() for view_BCHW in views(inputs_BCHW, turns)]
-    logits_BC: NDArray[np.float32] = torch.stack(per_view).mean(dim=0).cpu().numpy()
-    return logits_BC
 
 
 def write_predictions_csv(path: Path, predicted: Predicted) -> Path | None:
