@@ -4,7 +4,6 @@
         model.safetensors       weights and buffers
         ema.safetensors         their moving average, where the phase keeps one
         optimizer.safetensors   the optimizer's tensors, as INDEX.NAME
-        predictions.npz         the validation chips' logits, at an epoch's end
         state.json              position, scaler, digests, configuration; written last
     checkpoints/best            a link to one of them
 
@@ -17,7 +16,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +94,6 @@ def save_checkpoint(
     model: Tensors,
     ema: Tensors | None,
     optimizer: Tensors,
-    write_predictions: Callable[[Path], None] | None,
 ) -> Path:
     """Writes a checkpoint aside, flushes it to disk, and renames it into place.
 
@@ -113,8 +110,6 @@ def save_checkpoint(
         if ema is not None:
             _save_tensors(aside / "ema.safetensors", ema)
         _save_tensors(aside / "optimizer.safetensors", optimizer)
-        if write_predictions is not None:
-            write_predictions(aside / "predictions.npz")
         (aside / "state.json").write_text(json.dumps({"version": VERSION, **asdict(state)}, indent=1))
         for path in aside.iterdir():
             _sync_file(path)
@@ -154,7 +149,7 @@ def newest(checkpoints: Path) -> Path | None:
     return checkpoints / names[-1] if names else None
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+def load_checkpoint(folder: Path) -> Checkpoint:
     """Reads a checkpoint.
 
     Raises:
@@ -170,15 +165,29 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         return Checkpoint(
             folder,
             State(**table),
-            load_file(folder / "model.safetensors", device=str(device)),
-            load_file(ema, device=str(device)) if ema.exists() else None,
-            load_file(folder / "optimizer.safetensors"),
+            load_tensors(folder / "model.safetensors"),
+            load_tensors(ema) if ema.exists() else None,
+            load_tensors(folder / "optimizer.safetensors"),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, RunError):
             raise
         raise RunError(
             f"{folder}: not a whole checkpoint ({error}); remove the folder to resume from the one before it"
+        ) from error
+
+
+def load_tensors(path: Path) -> Tensors:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        RunError: it's missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({error}); remove its folder to use the checkpoint before it"
         ) from error
 
 

@@ -89,9 +89,7 @@ class Plan:
         parts = []
         for lane in range(low // num_ranks, -(-high // num_ranks)):
             start, end = self._part_of_lane(lane, step)
-            first, last = (
-                _places_before(bound - lane * num_ranks, num_ranks, end - start) for bound in (low, high)
-            )
+            first, last = (_places_before(bound - lane * num_ranks, num_ranks, end - start) for bound in (low, high))
             parts.append(self._lane_order(lane, epoch, np.arange(start + first, start + last)))
         return np.concatenate(parts)
 

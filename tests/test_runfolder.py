@@ -16,7 +16,7 @@ from shards.errors import RunError
 
 def saved(run: RunFolder, made_with: dict[str, object]) -> None:
     state = State(Position(0, 1, 0), 5, 0, None, None, made_with, "abc", {})
-    save_checkpoint(run.checkpoints, state, {"w": torch.ones(1)}, None, {}, None)
+    save_checkpoint(run.checkpoints, state, {"w": torch.ones(1)}, None, {})
 
 
 def test_a_folder_that_holds_something_is_refused_unless_resuming(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+# Every target makes .venv by itself when it is missing or older than requirements.lock.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench lock clean
+
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# The tests and the demo set their own thread counts; nothing is inherited from the shell.
+export OMP_NUM_THREADS := 1
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.lock pyproject.toml
+	@echo "making $(VENV) from requirements.lock"
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@command -v uv >/dev/null || { python3 -m venv build/uv && build/uv/bin/pip install --quiet uv; }
+	@UV=$$(command -v uv || echo build/uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	$$UV venv --quiet --clear --python "$$(command -v python3)" $(VENV) && \
+	$$UV pip sync --quiet requirements.lock && \
+	$$UV pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## made chips -> shards -> two training processes -> thresholds -> F2 per label
+	rm -rf demo
+	planet-shard synth --out demo/chips --count 2400 --kind jpg --seed 1
+	planet-shard build --images demo/chips/train-jpg --labels demo/chips/train.csv --out demo/dataset
+	planet-shard verify demo/dataset
+	accelerate launch --config_file launch/cpu.yaml planet_dist/train.py --recipe small-resnet-32 \
+	    --data demo/dataset --out demo/run data.split=tail:600 phases.0.epochs=20 phases.0.batch_size=64
+
+test: $(READY) ## all tests
+	python -m pytest
+
+lint: $(READY) ## formatting, style and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+bench: $(READY) ## side-by-side measurements, one table each
+	python benchmarks/thresholds.py
+	python benchmarks/build.py
+
+lock: ## pins the newest versions of everything into requirements.lock
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	    --no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+
+clean: ## removes what the other targets made
+	rm -rf demo build $(VENV)
