@@ -234,8 +234,9 @@ class RunFigures:
         for row, place in enumerate(chosen.tolist()):
             shown.append(self._tile(place, self._comparison(place)))
             for column, maps in tiles:
+                where = "here" if maps[row].any() else "nowhere"
                 lines = [
-                    Line(f"where it sees {self.labels[column]}"),
+                    Line(f"{self.labels[column]}: seen {where}"),
                     Line(f"p = {self.p_NC[place, column]:.3f}", GREY),
                 ]
                 shown.append(Tile(self._shown(int(self.ids_N[place])), lines, maps[row]))

@@ -23,6 +23,7 @@ _SHOWN_PIXELS = 240
 _TILE, _GAP, _LINE, _MARGIN, _HEADING = 1.6, 0.22, 0.135, 0.15, 0.5  # inches
 _LINE_LETTERS = 27
 _BRIGHTEST_PERCENTILE = 99.5
+_HEAT_OPACITY = 0.75  # where the heat is greatest; where there is none, the chip shows as it is
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _enlarged(tile: Tile) -> NDArray[Any]:
         return image
     heat = np.asarray(Image.fromarray(tile.heat.astype(np.float32)).resize(side, Image.Resampling.BILINEAR))
     colours = matplotlib.colormaps[COLOUR_MAP](heat)[:, :, :3]
-    blended: NDArray[Any] = 0.5 * image / 255 + 0.5 * colours
+    opacity = _HEAT_OPACITY * heat[:, :, None]
+    blended: NDArray[Any] = (1 - opacity) * image / 255 + opacity * colours
     return blended
 
 

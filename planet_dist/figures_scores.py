@@ -33,7 +33,7 @@ class LossCurve:
 
     Attributes:
         name: what its panel is called.
-        train_E: mean over each epoch's logged steps, in nats, penalties left out.
+        train_E: mean over each epoch's logged steps, in nats, penalties left out; NaN where none was logged.
         val_E: at each epoch's end, in nats.
         phase_ends: epochs after which another phase begins.
     """
@@ -99,10 +99,15 @@ def label_dots(labels: Sequence[str], series: Mapping[str, LabelScores], title: 
     height_C = np.arange(len(labels))
     for axes, field in zip(panels, ("f2_C", "precision_C", "recall_C"), strict=True):
         values = np.stack([getattr(scores, field)[order_C] for scores in series.values()])
+        values[:, support_C[order_C] == 0] = np.nan  # a label that no chip bears has no score
         axes.hlines(height_C, values.min(axis=0), values.max(axis=0), color=PALE, linewidth=2, zorder=1)
         for i, name in enumerate(series):
             axes.scatter(values[i], height_C, s=26, marker=_MARKERS[i], color=_COLOURS[-len(series) :][i], label=name)
-        axes.set(xlim=(-0.03, 1.03), xlabel={"f2_C": "F2", "precision_C": "precision", "recall_C": "recall"}[field])
+        axes.set(
+            xlim=(-0.03, 1.03),
+            ylim=(-0.8, len(labels) - 0.2),
+            xlabel={"f2_C": "F2", "precision_C": "precision", "recall_C": "recall"}[field],
+        )
         axes.grid(axis="x", color=PALE, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
@@ -138,7 +143,7 @@ def cooccurrence(labels: Sequence[str], panels: Mapping[str, Array], outlined: S
     """
     chosen = [labels.index(label) for label in outlined if label in labels]
     order = [*chosen, *(i for i in range(len(labels)) if i not in chosen)]
-    figure = new_figure(1.9 + 0.235 * len(labels) * len(panels), 2.0 + 0.235 * len(labels))
+    figure = new_figure(2.8 + 0.235 * len(labels) * len(panels), 2.4 + 0.235 * len(labels))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     norm = LogNorm(_LEAST_SHARE, 1.0)
     ticks = np.arange(len(labels))
@@ -152,7 +157,7 @@ def cooccurrence(labels: Sequence[str], panels: Mapping[str, Array], outlined: S
             edge = len(chosen) - 0.5
             axes.plot([-0.5, edge, edge, -0.5, -0.5], [-0.5, -0.5, edge, edge, -0.5], color=VERMILLION, linewidth=1.8)
     grid[0].set_yticks(ticks, [labels[i] for i in order], fontsize=8)
-    figure.colorbar(image, ax=list(grid), label="mean of the product (share of chips)", shrink=0.8, extend="min")
+    figure.colorbar(image, ax=list(grid), label="mean of the product (share of chips)", shrink=0.9, extend="min")
     if chosen:
         figure.suptitle("In the frame: labels that exclude each other", fontsize=9, color=VERMILLION)
     return figure
@@ -179,7 +184,9 @@ def losses(curves: Sequence[LossCurve]) -> Figure:
 def _draw_losses(axes: Axes, curve: LossCurve) -> None:
     epochs = np.arange(1, len(curve.val_E) + 1)
     # a point alone would have no line to be seen by
-    axes.plot(epochs, curve.train_E, color=ORANGE, marker="o", markersize=3.5, label="training")
+    train_E = np.asarray(curve.train_E, dtype=np.float64)
+    logged_E = np.isfinite(train_E)
+    axes.plot(epochs[logged_E], train_E[logged_E], color=ORANGE, marker="o", markersize=3.5, label="training")
     axes.plot(epochs, curve.val_E, color=BLUE, marker="s", markersize=3.5, label="validation")
     for end in curve.phase_ends:
         axes.axvline(end + 0.5, color=GREY, linewidth=0.8, linestyle="--")
