@@ -95,7 +95,7 @@ class Manifest(_Record):
         count: chips; `labelled` of them have labels.
         label_counts: chips that bear label i.
         cooccurrence: [i][j] chips that bear both labels i and j.
-        mean, std: per band, in the pixels' own units, over every pixel of every chip.
+        mean, std: per band, in the pixels' own units, over every fourth row of every chip (moments.py).
     """
 
     format: Literal["planet-dist-dataset"]
