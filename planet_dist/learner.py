@@ -105,8 +105,15 @@ class Learner:
             batch_length: samples of the global batch, over all ranks.
 
         Raises:
+            ConfigError: the batch has fewer samples than there are ranks.
             NonFiniteError: on every rank; the weights are as they were.
         """
+        ranks = self.accelerator.num_processes
+        if batch_length < ranks:  # all ranks see it: none waits for another
+            raise ConfigError(
+                f"epoch {batch.epoch}, step {batch.step} has {batch_length} chip(s) for {ranks} process(es); "
+                "raise batch_size or train on more chips, or use fewer processes"
+            )
         rate = learning_rate(self.phase, done_steps, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -114,7 +121,7 @@ class Learner:
         self.wrapped.train()
         # DDP averages the ranks' gradients: a sum over a rank's samples, times ranks / batch_length, becomes the
         # mean over the global batch, however many samples each rank has.
-        weight = self.accelerator.num_processes / batch_length
+        weight = ranks / batch_length
         losses = []
         parts = list(_parts(batch, self.phase.accumulate))
         for number, (images_BHWC, ids_B, targets_BC) in enumerate(parts):
@@ -185,6 +192,8 @@ def _parts(batch: Batch, accumulate: int) -> Iterator[tuple[torch.Tensor, NDArra
     count = len(batch.ids_B)
     for part in range(accumulate):
         chosen = slice(part * count // accumulate, (part + 1) * count // accumulate)
+        if chosen.start == chosen.stop and part < accumulate - 1:
+            continue  # batch-norm cannot train on nothing
         yield batch.images_BHWC[chosen], batch.ids_B[chosen], batch.targets_BC[chosen]
 
 
