@@ -43,9 +43,7 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.labels) <= MAX_LABELS:
-            raise ConfigError(
-                f"vocabulary has {len(self.labels)} labels; a label set packs 1 to {MAX_LABELS}"
-            )
+            raise ConfigError(f"vocabulary has {len(self.labels)} labels; a label set packs 1 to {MAX_LABELS}")
         for label in self.labels:
             if not label or label.split() != [label]:
                 raise ConfigError(
@@ -58,9 +56,7 @@ class Vocabulary:
         ruled = [label for group in self.exclusive for label in group.labels] + list(self.alone)
         unknown = sorted(set(ruled) - set(self.labels))
         if unknown:
-            raise ConfigError(
-                f"a rule names {unknown}, which the vocabulary lacks; it has {list(self.labels)}"
-            )
+            raise ConfigError(f"a rule names {unknown}, which the vocabulary lacks; it has {list(self.labels)}")
 
     def mask(self, labels: Iterable[str]) -> int:
         """The bits of `labels`. Raises KeyError with the first unknown label."""

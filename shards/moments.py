@@ -57,6 +57,11 @@ def total_moments(parts: Iterable[Moments], bands: int) -> Moments:
     return Moments(pixels, tuple(sums), tuple(squares))
 
 
+def counted_pixels(form: PixelFormat) -> int:
+    """The pixels of one chip that are counted."""
+    return -(-form.height // ROW_STEP) * form.width
+
+
 class MomentSum:
     """Adds up the pixels of at most 64 chips of one form.
 
@@ -67,7 +72,7 @@ class MomentSum:
     def __init__(self, form: PixelFormat) -> None:
         self._form = form
         columns = form.width * form.bands
-        self._height = -(-form.height // ROW_STEP)
+        self._height = counted_pixels(form) // form.width
         rows = min(BLOCK_ROWS, self._height)
         work = np.dtype(np.float32 if form.dtype == "uint8" else np.float64)
         self._ones = np.ones(rows, work)
@@ -94,4 +99,4 @@ class MomentSum:
         """What has been added up."""
         form = self._form
         sums, squares = self._sums.reshape(2, form.width, form.bands).sum(axis=1).tolist()
-        return Moments(self._chips * self._height * form.width, tuple(sums), tuple(squares))
+        return Moments(self._chips * counted_pixels(form), tuple(sums), tuple(squares))

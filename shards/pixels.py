@@ -174,9 +174,7 @@ def decode_tiff(data: bytes | memoryview) -> tuple[Pixels, int]:
             "convert the file to one of these",
         )
     if offset and offset + pixels.nbytes > len(data):
-        raise DecodeError(
-            f"{len(data)} bytes of {offset + pixels.nbytes}", "a TIFF holds all its pixels", _COPY_AGAIN
-        )
+        raise DecodeError(f"{len(data)} bytes of {offset + pixels.nbytes}", "a TIFF holds all its pixels", _COPY_AGAIN)
     return pixels, offset
 
 

@@ -43,9 +43,7 @@ class Dataset:
         self.root = Path(root)
         path = self.root / MANIFEST
         if not self.root.is_dir():
-            raise DatasetError(
-                f"{self.root}: no such folder; make a dataset with planet-shard build --out {self.root}"
-            )
+            raise DatasetError(f"{self.root}: no such folder; make a dataset with planet-shard build --out {self.root}")
         if not path.is_file():
             raise DatasetError(
                 f"{self.root}: no {MANIFEST}, so its build did not finish (or it is not a dataset); "
@@ -145,8 +143,7 @@ def open_shard(root: Path, shard: Shard) -> _OpenShard:
             size = file.seek(0, 2)
             if size != shard.bytes:
                 raise DatasetError(
-                    f"{tar_path}: {size} bytes where the manifest says {shard.bytes}; "
-                    "restore or rebuild the shard"
+                    f"{tar_path}: {size} bytes where the manifest says {shard.bytes}; restore or rebuild the shard"
                 )
             tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except OSError as error:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shards.assemble import images_digest, label_statistics
 from shards.errors import Problem
 from shards.inspection import ShardFindings, ShardTask, inspect_shard
-from shards.moments import total_moments
+from shards.moments import counted_pixels, total_moments
 from shards.names import printable
 from shards.reader import Dataset
 from shards.schema import MANIFEST, Manifest
@@ -129,7 +129,7 @@ def _totals(
     }
     wrong = [name for name in found if found[name] != claimed[name]]
     moments = total_moments((each.moments for each in findings if each.moments), manifest.image.bands)
-    if moments.pixels and moments.pixels == manifest.count * manifest.image.height * manifest.image.width:
+    if moments.pixels and moments.pixels == manifest.count * counted_pixels(manifest.image.pixels):
         for name, values, claims in (
             ("mean", moments.mean(), manifest.mean),
             ("std", moments.std(), manifest.std),
