@@ -38,11 +38,11 @@ from planet_dist.evaluate import Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.losses import build_loss
-from planet_dist.models import build_model
+from planet_dist.models import build_model, count_parameters
 from planet_dist.progress import Meter, Progress
 from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
-from planet_dist.tracking import Tracker
+from planet_dist.tracking import Tracker, tracking_mode
 from shards.errors import TrainingError
 
 _LIBRARIES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "planet-dist")
@@ -122,6 +122,12 @@ class Trainer:
             On rank 0, how the best checkpoint did.
         """
         position = self.checkpoint.state.position if self.checkpoint else Position()
+        split = self.data.split
+        self.progress.note(
+            f"{len(split.train_ids):,} chips train, {len(split.val_ids):,} validate; "
+            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "
+            f"precision {self.accelerator.mixed_precision}, W&B {tracking_mode(self.config.tracking)}"
+        )
         try:
             for number in range(position.phase, len(self.config.phases)):
                 self._train_phase(number, position if number == position.phase else Position(number))
@@ -149,6 +155,11 @@ class Trainer:
             seed=self.config.seed,
         )
         self._restore(learner, position)
+        trainable, frozen = count_parameters(self.model)
+        self.progress.note(
+            f"{self._place(number, position.epoch)}: {phase.trains} of {self.config.model.name} trains, "
+            f"{trainable:,} weights, {frozen:,} frozen; {plan.steps_per_epoch} steps of {phase.batch_size}"
+        )
         earlier = sum(earlier.epochs for earlier in self.config.phases[:number])
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         source = PlannedSteps(

@@ -10,6 +10,7 @@ This file only wires: configuration, launch, data, resume, training, end.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planet_dist.config import Config, load_config, recipe_paths
-from shards.errors import PlanetError
+from shards.errors import ConfigError, PlanetError, RunError, TrainingError
 
 if TYPE_CHECKING:
     from planet_dist.runfolder import Resume
@@ -61,7 +62,9 @@ def main(recipe: str, data: Path, out: Path, resume: Resume, overrides: tuple[st
     try:
         train(load_config(recipe, overrides), data, out, resume, name=f"{recipe}-{out.name}")
     except PlanetError as error:
-        click.echo(f"Error: {error}", err=True)
+        # What is wrong with the input is wrong on every rank; one of them says it.
+        if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, ConfigError | RunError | TrainingError):
+            click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
 
@@ -108,7 +111,11 @@ def train(config: Config, data_path: Path, out: Path, resume: Resume, name: str)
         tracker.close()
     if evaluation is not None:
         print_evaluation(evaluation)
-        click.echo(f"\nbundle: {run.bundle}\npredict: planet-dist predict {run.bundle} --images DIR --out FILE.csv")
+        click.echo(
+            f"\n{run.metrics}  every step's and epoch's figures"
+            f"\n{run.evaluation}  predictions, thresholds, scores"
+            f"\nplanet-dist predict {run.bundle} --images DIR --out FILE.csv"
+        )
 
 
 if __name__ == "__main__":
