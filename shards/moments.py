@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class MomentSum:
         self._block = np.empty((rows, columns), work)
         exact = form.dtype != "float32"
         self._column_sums = np.empty((2, columns), work)
-        self._sums: NDArray[np.generic] = np.zeros((2, columns), np.int64 if exact else np.float64)
+        self._sums: NDArray[Any] = np.zeros((2, columns), np.int64 if exact else np.float64)
         self._chips = 0
 
     def add(self, pixels_HWB: Pixels) -> None:
