@@ -29,6 +29,7 @@ class DataConfig(_Section):
     """Which chips, in which form.
 
     Attributes:
+        limit: only the first so many labelled chips, by natural key order, take part; 0 takes all.
         split: "tail:N", "random:FRACTION" or "kfold:K/I"; see planet_dist.split.
         size: side in pixels of the network's input; 0 keeps the chips' own size.
         normalise: "dataset" (the dataset's mean and deviation per band), "imagenet", or "per-chip" (each
@@ -41,6 +42,7 @@ class DataConfig(_Section):
         prefetch_batches: batches decoded ahead.
     """
 
+    limit: int = Field(0, ge=0)
     split: str = "tail:8000"
     size: int = Field(0, ge=0)
     normalise: Literal["dataset", "imagenet", "per-chip"] = "dataset"

@@ -12,6 +12,7 @@ from planet_dist.config import Config, PhaseConfig
 from planet_dist.plan import Plan
 from planet_dist.split import Split, split
 from shards.errors import ConfigError
+from shards.names import natural_order
 from shards.reader import Dataset
 
 
@@ -64,5 +65,16 @@ def open_data(config: Config, path: Path) -> Data:
     index = dataset.index()
     targets_NC = manifest.vocabulary.matrix(index["labels"])
     keys = [key.decode() for key in index["key"].tolist()]
-    parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=index["labelled"])
+    takes_part_N = _first(config.data.limit, keys, index["labelled"])
+    parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=takes_part_N)
     return Data(dataset, targets_NC, parts)
+
+
+def _first(limit: int, keys: list[str], labelled_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The labelled chips, or the first `limit` of them by natural key order."""
+    if not limit:
+        return labelled_N
+    chosen = sorted(np.flatnonzero(labelled_N).tolist(), key=lambda i: natural_order(keys[i]))[:limit]
+    takes_part_N = np.zeros_like(labelled_N)
+    takes_part_N[chosen] = True
+    return takes_part_N
