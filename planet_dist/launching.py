@@ -1,0 +1,65 @@
+"""Runs as processes of their own: the command that trains one, and what to do when it stops.
+
+Each run gets a launcher, and so processes, devices and memory that no earlier run has touched.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from shards.errors import ConfigError, TrainingError
+from shards.workers import die_with_parent
+
+_PACKAGE = Path(__file__).parent
+
+
+def default_launch_file() -> Path:
+    """The repository's launch file for this machine: cpu.yaml, or one_gpu.yaml where torch finds a GPU.
+
+    Raises:
+        ConfigError: the package is installed without its repository.
+    """
+    import torch
+
+    name = "one_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml"
+    path = _PACKAGE.parent / "launch" / name
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file beside the package; give --launch-config with one of your own")
+    return path
+
+
+def training_command(recipe: str, data: Path, out: Path, overrides: Sequence[str], launch_file: Path) -> list[str]:
+    """The words that train a run, or go on with it where it was stopped.
+
+    Args:
+        recipe: its name, or the path of a TOML file.
+        data: the dataset.
+        out: the run's folder.
+        overrides: "section.key=value".
+        launch_file: for accelerate launch.
+    """
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
+    run = ["--recipe", recipe, "--data", str(data), "--out", str(out), "--resume", "auto"]
+    return [*launcher, str(_PACKAGE / "train.py"), *run, *overrides]
+
+
+def run_training(command: Sequence[str], what: str) -> None:
+    """Runs a training command to its end; its output goes where this process's goes, and it ends with this process.
+
+    Args:
+        what: the run's name in errors.
+
+    Raises:
+        TrainingError: it ended with another status than 0.
+    """
+    done = subprocess.run(command, check=False, preexec_fn=partial(die_with_parent, os.getpid()))
+    if done.returncode:
+        raise TrainingError(
+            f"{what}: training ended with status {done.returncode}, for the reason printed above; "
+            "run the same command again to go on from its newest checkpoint"
+        )
