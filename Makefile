@@ -43,6 +43,7 @@ lint: $(READY) ## formatting, style and types
 bench: $(READY) ## side-by-side measurements, one table each
 	python benchmarks/thresholds.py
 	python benchmarks/build.py
+	python benchmarks/plan.py
 
 lock: ## pins the newest versions of everything into requirements.lock
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \

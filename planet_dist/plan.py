@@ -38,7 +38,7 @@ class Plan:
     """The order of training.
 
     Args:
-        ids: int64 (N,), the ids of the training samples, ascending.
+        ids: int64 (N,), the ids of the training samples, ascending; or a range, which takes no memory.
         shard_starts: int64, the first id of every shard and, last, the count of all chips.
         batch_size: samples of a global batch; the largest, where N does not divide.
         seed: of every shuffle.
@@ -51,7 +51,7 @@ class Plan:
 
     def __init__(
         self,
-        ids: Ids,
+        ids: Ids | range,
         shard_starts: Ids,
         batch_size: int,
         *,
@@ -66,11 +66,15 @@ class Plan:
                 f"data.lanes = {lanes}: every batch takes at least one sample from every lane, and there are "
                 f"{len(ids)} samples in batches of {batch_size}; use fewer lanes"
             )
-        assert bool(np.all(np.diff(ids) > 0)), "ids must ascend"
+        if isinstance(ids, range):
+            assert ids.step == 1, "a range of ids goes up by one"
+            shard_cuts = np.clip(shard_starts - ids.start, 0, len(ids))
+        else:
+            assert bool(np.all(np.diff(ids) > 0)), "ids must ascend"
+            shard_cuts = np.searchsorted(ids, shard_starts)
         self.ids, self.batch_size, self.seed, self.lanes, self.window = ids, batch_size, seed, lanes, window
         self.steps_per_epoch = -(-len(ids) // batch_size)
         # Positions (0 .. N - 1, places in `ids`) at which a piece begins: where a shard or a lane begins.
-        shard_cuts = np.searchsorted(ids, shard_starts)
         lengths = (len(ids) + np.arange(lanes, 0, -1, dtype=np.int64) - 1) // lanes
         self._lane_cuts = np.concatenate([[0], np.cumsum(lengths)])
         self._cuts = np.unique(np.concatenate([shard_cuts, self._lane_cuts]))
@@ -118,7 +122,7 @@ class Plan:
         starts_P, ends_P = self._pieces(lane, epoch)
         piece = np.searchsorted(ends_P, places, side="right")
         positions: Ids = starts_P[piece] + places - np.concatenate([[0], ends_P])[piece]
-        return self.ids[positions]
+        return positions + self.ids.start if isinstance(self.ids, range) else self.ids[positions]
 
     def _shuffled(self, lane: int, epoch: int, stage: int, places: Ids) -> Ids:
         length = int(self._lane_cuts[lane + 1] - self._lane_cuts[lane])

@@ -105,6 +105,13 @@ def test_lanes_do_not_keep_a_batch_from_mixing_the_whole_dataset() -> None:
     assert np.bincount(batch // 2500).tolist() == [25, 25, 25, 25]
 
 
+def test_a_range_of_ids_is_planned_as_the_same_ids_one_by_one() -> None:
+    starts = np.arange(0, 10_001, 500)
+    for step in (0, 7, 28):
+        listed = Plan(np.arange(700, 3600), starts, 100, seed=1, lanes=3, window=400).batch(4, step)
+        assert np.array_equal(listed, Plan(range(700, 3600), starts, 100, seed=1, lanes=3, window=400).batch(4, step))
+
+
 def test_more_lanes_than_a_batch_holds_are_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="use fewer lanes"):
         Plan(np.arange(50), np.array([0, 50]), 4, seed=0, lanes=5)
