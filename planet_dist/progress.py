@@ -50,7 +50,7 @@ class Progress:
     """
 
     def __init__(self, *, shown: bool, total_steps: int) -> None:
-        self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._console = Console(quiet=not shown, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._on_terminal = shown and self._console.is_terminal
         self._total_steps = total_steps

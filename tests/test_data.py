@@ -1,38 +1,85 @@
-"""A run's chips: which take part."""
+"""A run's chips: labels by id, the two halves of the split, and the order that a phase takes them in."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from planet_dist.config import Config, DataConfig, ModelConfig, PhaseConfig
+from planet_dist.config import Config, load_config
 from planet_dist.data import open_data
-from shards.errors import ConfigError
-from shards.names import natural_order
+from shards.build import BuildOptions, build
+from shards.errors import ConfigError, DatasetError
+from shards.labels import PLANET
 from shards.reader import Dataset
 
 
-def config(limit: int, split: str) -> Config:
-    return Config(
-        description="made",
-        data=DataConfig(limit=limit, split=split),
-        model=ModelConfig(name="small-resnet"),
-        phases=(PhaseConfig(epochs=1, batch_size=8, learning_rate=0.1),),
-    )
+def config(*overrides: str) -> Config:
+    return load_config("small-resnet-32", ["data.split=tail:30", *overrides])
 
 
-def test_a_limit_takes_the_first_chips_by_number_and_splits_those(dataset: Dataset) -> None:
-    found = open_data(config(50, "tail:10"), dataset.root).split
-    in_order = sorted(dataset.keys(list(range(len(dataset)))), key=natural_order)
-    assert set(dataset.keys(found.train_ids)) == set(in_order[:40])
-    assert set(dataset.keys(found.val_ids)) == set(in_order[40:50])
+def test_targets_are_the_datasets_labels_by_id(dataset: Dataset, chips: Path) -> None:
+    data = open_data(config(), dataset.root)
+    rows = dict(line.split(",") for line in (chips / "train.csv").read_text().splitlines()[1:])
+    assert data.targets_NC.shape == (len(rows), len(data.labels))
+    assert data.targets_NC.dtype == np.uint8
+    for key, target_C in zip(data.dataset.keys(range(len(rows))), data.targets_NC, strict=True):
+        assert {data.labels[i] for i in np.flatnonzero(target_C)} == set(rows[key].split())
 
 
-def test_a_limit_beyond_the_dataset_and_none_take_all(dataset: Dataset) -> None:
-    for limit in (0, len(dataset), 10 * len(dataset)):
-        found = open_data(config(limit, "tail:10"), dataset.root).split
-        assert len(found.train_ids) + len(found.val_ids) == len(dataset)
+def test_the_split_parts_all_chips_as_the_configuration_says(dataset: Dataset) -> None:
+    data = open_data(config(), dataset.root)
+    keys = data.dataset.keys(data.split.val_ids.tolist())
+    assert set(keys) == {f"train_{number}" for number in range(90, 120)}
+    assert sorted([*data.split.train_ids, *data.split.val_ids]) == list(range(120))
 
 
-def test_a_limit_too_small_for_the_split_is_an_error(dataset: Dataset) -> None:
-    with pytest.raises(ConfigError, match="leaves 0 to train"):
-        open_data(config(10, "tail:10"), dataset.root)
+def test_the_seed_of_the_configuration_draws_a_random_split(dataset: Dataset) -> None:
+    found = [
+        open_data(config("data.split=random:0.25", f"seed={seed}"), dataset.root).split.val_ids.tolist()
+        for seed in (1, 1, 2)
+    ]
+    assert len(found[0]) == 30 and found[0] == found[1] != found[2]
+
+
+def test_a_plan_takes_every_training_chip_once_an_epoch_whatever_the_lanes(dataset: Dataset) -> None:
+    assert len(dataset.manifest.shards) > 1
+    for lanes in (1, 3):
+        settings = config("phases.0.batch_size=16", f"data.lanes={lanes}", "seed=5")
+        data = open_data(settings, dataset.root)
+        plan = data.plan(settings, settings.phases[0])
+        assert (plan.lanes, plan.seed, plan.window, plan.batch_size) == (lanes, 5, settings.data.shuffle_window, 16)
+        taken = np.concatenate([plan.batch(0, step) for step in range(plan.steps_per_epoch)])
+        assert sorted(taken) == data.split.train_ids.tolist()
+        assert not np.array_equal(taken, np.sort(taken))
+
+
+def test_a_recipe_for_another_kind_of_image_is_refused_with_a_remedy(dataset: Dataset, tif_dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"chips are jpg, and the recipe is meant for tif; .*data\.kind=any"):
+        open_data(config("data.kind=tif"), dataset.root)
+    with pytest.raises(ConfigError, match=r"chips are tif, and the recipe is meant for jpg"):
+        open_data(config("data.kind=jpg"), tif_dataset.root)
+    for kind in ("tif", "any"):
+        assert open_data(config(f"data.kind={kind}"), tif_dataset.root).dataset.manifest.image.bands == 4
+
+
+def test_chips_without_labels_neither_train_nor_validate(chips: Path, tmp_path: Path) -> None:
+    rows = (chips / "train.csv").read_text().splitlines()
+    (tmp_path / "some.csv").write_text("\n".join(rows[:81]) + "\n")
+    build(BuildOptions(chips / "train-jpg", tmp_path / "some.csv", tmp_path / "out", PLANET, unlabelled=True))
+    data = open_data(config(), tmp_path / "out")
+    labelled = {row.split(",")[0] for row in rows[1:81]}
+    assert len(data.targets_NC) == 120
+    used = data.dataset.keys([*data.split.train_ids, *data.split.val_ids])
+    assert sorted(used) == sorted(labelled)
+
+
+def test_a_split_larger_than_the_dataset_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match="tail:200"):
+        open_data(config("data.split=tail:200"), dataset.root)
+
+
+def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=str(tmp_path)):
+        open_data(config(), tmp_path)

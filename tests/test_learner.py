@@ -88,7 +88,8 @@ def test_more_parts_than_chips_are_as_good_as_one(accelerator: Accelerator) -> N
 
 def test_batch_norm_takes_more_parts_than_chips(accelerator: Accelerator) -> None:
     learner = make_learner(accelerator, "small-resnet", accumulate=6)
-    assert math.isfinite(learner.step(make_batch(count=4), 0, 4).loss)
+    learner.step(make_batch(count=4), 0, 4)
+    assert all(np.isfinite(values).all() for values in weights(learner).values())
 
 
 def test_a_rank_without_chips_is_an_error_on_every_rank_not_a_hang(accelerator: Accelerator) -> None:
