@@ -276,3 +276,35 @@ def describe(
         every=every,
     )
     print_description(recipe, description)
+
+
+@main.command()
+@click.argument("paper", type=click.Choice(["paper1", "paper2"]))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset of JPEG chips.")
+@click.option("--tiff", type=click.Path(path_type=Path), help="The same chips as TIFF, for the first paper's baseline.")
+@click.option("--scale", type=click.Choice(["quick", "full"]), default="full", show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for runs, figures and page.")
+@click.option("--row", "rows", multiple=True, metavar="NAME", help="Only this row; repeatable.")
+@click.option("--launch-config", type=click.Path(path_type=Path), help="For accelerate launch; else this machine's.")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+def reproduce(
+    paper: Any,
+    data: Path,
+    tiff: Path | None,
+    scale: Any,
+    out: Path,
+    rows: tuple[str, ...],
+    launch_config: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train a paper's rows, and write its tables and figures beside the numbers found."""
+    from planet_dist.launching import default_launch_file
+    from planet_dist.reproduce import make_page, train_rows
+    from planet_dist.reproduce_rows import plan_rows
+
+    launch_file = launch_config or default_launch_file()
+    planned = plan_rows(paper, data, tiff, scale, out, only=rows, overrides=overrides, launch_file=launch_file)
+    made = make_page(paper, scale, train_rows(planned, click.echo), out)
+    click.echo(f"{made.html}\n{made.markdown}")
+    if made.failed:
+        raise click.ClickException("\n".join(f"{one.row.name}: {one.reason}" for one in made.failed))

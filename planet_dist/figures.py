@@ -265,12 +265,13 @@ def loss_curve(run: FinishedRun) -> LossCurve:
     return LossCurve(run.folder.root.name, run.train_losses(), val, run.phase_ends())
 
 
-def draw_all(figures: RunFigures, out: Path, certain: Sequence[str]) -> Drawn:
+def draw_all(figures: RunFigures, out: Path, certain: Sequence[str], only: Sequence[str] = ()) -> Drawn:
     """Draws every figure into a folder, as NAME.png.
 
     Args:
         out: is made.
         certain: labels whose surest chips are shown.
+        only: what the names of the wanted figures begin with; none for all.
 
     Raises:
         RunError: a file cannot be written.
@@ -278,6 +279,8 @@ def draw_all(figures: RunFigures, out: Path, certain: Sequence[str]) -> Drawn:
     out.mkdir(parents=True, exist_ok=True)
     drawn = Drawn()
     for name, make in figures.makers(certain).items():
+        if only and not name.startswith(tuple(only)):
+            continue
         try:
             figure = make()
         except Nothing as reason:

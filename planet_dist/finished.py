@@ -41,6 +41,7 @@ class FinishedRun:
         config: as it was resolved.
         predictions: of the validation chips, by the kept checkpoint.
         thresholds: the rule that evaluation chose.
+        scores: evaluation/metrics.json, as crossfit.Evaluation.to_json() has it.
         epochs: one record an epoch, in order: phase, epoch, f2, accuracy, loss and more.
         steps: one record a logged step: phase, epoch, loss and more.
     """
@@ -49,6 +50,7 @@ class FinishedRun:
     config: Config
     predictions: Predictions
     thresholds: Thresholds
+    scores: dict[str, Any]
     epochs: list[dict[str, Any]]
     steps: list[dict[str, Any]]
 
@@ -59,6 +61,16 @@ class FinishedRun:
             found.setdefault((step["phase"], step["epoch"]), []).append(step["loss"])
         places = [(epoch["phase"], epoch["epoch"]) for epoch in self.epochs]
         return [float(np.mean(found[place])) if place in found else float("nan") for place in places]
+
+    def rule_f2(self, rule: str, *, cross_fitted: bool = False) -> float:
+        """The sample-averaged F2 of a decision rule on the validation chips.
+
+        Args:
+            rule: a name of thresholds.RULES.
+            cross_fitted: judged on rows that it wasn't fitted on, instead of the same ones as in the papers.
+        """
+        score = next(score for score in self.scores["rules"] if score["rule"] == rule)
+        return float(score["cross_fitted_f2" if cross_fitted else "same_rows_f2"])
 
     def phase_ends(self) -> list[int]:
         """The numbers of epochs after which another phase begins."""
@@ -86,6 +98,7 @@ def open_run(root: Path) -> FinishedRun:
             config,
             read_predictions(folder.evaluation / "predictions.npz"),
             read_thresholds(folder.evaluation / "thresholds.json"),
+            json.loads((folder.evaluation / "metrics.json").read_text()),
             [record for record in records if record["kind"] == "epoch"],
             [record for record in records if record["kind"] == "train"],
         )
