@@ -79,7 +79,7 @@ def describe(
     layers = [
         Layer(
             name.removeprefix("backbone."),
-            type(shown[name]).__name__,
+            type(shown[name]).__name__.lstrip("_"),
             outputs[name],
             sum(count_parameters(shown[name])),
             tuple(trained[name]),
@@ -129,11 +129,12 @@ def _outputs(model: Network, shown: dict[str, nn.Module], bands: int, size: int)
 def description_table(name: str, description: Description) -> Table:
     """The layers as a table: for each phase what trains in them."""
     bands, size = description.input
-    table = Table(title=f"{name}: {bands} bands, {size}x{size}", show_footer=True)
+    total = sum(description.totals[0])
+    table = Table(title=f"{name}: {bands} bands, {size}x{size}; {total:,} weights", show_footer=True)
     table.add_column("layer", "trains\nfrozen", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
+    table.add_column("kind")
     table.add_column("output", justify="right", no_wrap=True)
-    table.add_column("weights", f"{sum(description.totals[0]):,}", justify="right")
+    table.add_column("weights", justify="right", no_wrap=True)
     for i, (trains, (training, frozen)) in enumerate(zip(description.phases, description.totals, strict=True), start=1):
         table.add_column(f"phase {i}\n{trains}", f"{training:,}\n{frozen:,}", justify="right", no_wrap=True)
     for layer in description.layers:

@@ -1,0 +1,102 @@
+"""Finished runs made without training: networks of random weights, and predictions drawn around the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from planet_dist.bundle import Bundle, Member, file_sha256, write_bundle
+from planet_dist.config import ModelConfig
+from planet_dist.models import build_model
+from planet_dist.predictions import write_predictions
+from planet_dist.thresholds import Thresholds
+from shards.reader import Dataset
+
+TINY = ModelConfig(name="small-resnet", width=4)
+
+
+def random_weights(path: Path, config: ModelConfig, dataset: Dataset, seed: int, size: int = 32) -> Path:
+    """A network's weights whose answers to chips differ: its batch-norm scales are random too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_model(config, len(dataset.manifest.labels), dataset.manifest.image.bands, size)
+        for name, tensor in model.state_dict().items():
+            if "bn" in name and name.endswith("weight"):
+                tensor.uniform_(0.5, 1.5)
+            elif name.startswith("head") and name.endswith("weight"):
+                tensor.normal_(std=1.0)
+    save_file(model.state_dict(), path)
+    return path
+
+
+def member(dataset: Dataset, file: Path, **changes: Any) -> Member:
+    """A member of a bundle that decides at 0.5; `changes` stand above that."""
+    manifest = dataset.manifest
+    made = {
+        "name": file.parent.name,
+        "weights": "model.safetensors",
+        "sha256": file_sha256(file),
+        "model": TINY,
+        "size": 32,
+        "normalise": "dataset",
+        "mean": manifest.mean,
+        "std": manifest.std,
+        "turns": 1,
+        "competing_groups": [],
+        "speaks_for": manifest.labels,
+        "thresholds": flat(manifest.labels, 0.5),
+    }
+    return Member.model_validate(made | changes)
+
+
+def bundle_of(dataset: Dataset, members: Sequence[Member], **changes: Any) -> Bundle:
+    """A bundle of members; `changes` stand above what is taken from the dataset."""
+    manifest = dataset.manifest
+    made = {
+        "labels": manifest.labels,
+        "exclusive": manifest.exclusive,
+        "alone": manifest.alone,
+        "image": manifest.image,
+        "members": list(members),
+        "thresholds": members[0].thresholds,
+        "training_chips": manifest.count,
+        "training_label_counts": manifest.label_counts,
+        "scores": {},
+        "dataset_digest": dataset.digest,
+    }
+    return Bundle.model_validate(made | changes)
+
+
+def flat(labels: Sequence[str], value: float, rule: str = "flat-0.5") -> Thresholds:
+    """One threshold for all labels."""
+    return Thresholds(rule, tuple(labels), (value,) * len(labels))
+
+
+def made_run(
+    run: Path, dataset: Dataset, seed: int, *, ids: Sequence[int] = range(40, 120), noise: float = 1.5, **changes: Any
+) -> Path:
+    """RUN/bundle and RUN/evaluation/predictions.npz; `changes` are the member's."""
+    run.mkdir(parents=True)
+    weights = random_weights(run / "weights.safetensors", TINY, dataset, seed)
+    rule = flat(dataset.manifest.labels, 0.2, "flat-0.2")
+    one = member(dataset, weights, **({"thresholds": rule} | changes))
+    write_bundle(run / "bundle", bundle_of(dataset, [one]), [weights])
+    ids_N = np.array(ids)
+    targets_NC = dataset.manifest.vocabulary.matrix(dataset.index()["labels"])[ids_N]
+    rng = np.random.default_rng(seed)
+    logits_NC = rng.normal(np.where(targets_NC, 1.5, -2.5), noise).astype(np.float32)
+    shuffled = rng.permutation(len(ids_N))  # the order in a file means nothing
+    (run / "evaluation").mkdir()
+    write_predictions(
+        run / "evaluation" / "predictions.npz",
+        dataset.manifest.labels,
+        ids_N[shuffled],
+        logits_NC[shuffled],
+        targets_NC[shuffled],
+    )
+    return run

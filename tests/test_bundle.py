@@ -1,0 +1,198 @@
+"""Bundles: what is written is what is read, and nothing that was changed since passes for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import planet_dist.bundle as bundle_module
+from planet_dist.bundle import Bundle, load_bundle, write_bundle
+from shards.errors import RunError
+from shards.reader import Dataset
+from tests.made_runs import TINY, bundle_of, flat, member, random_weights
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="module")
+def pair(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Path]]:
+    """Two members that differ in all that may differ."""
+    folder = tmp_path_factory.mktemp("weights")
+    weights = [random_weights(folder / f"{seed}.safetensors", TINY, dataset, seed) for seed in (1, 2)]
+    rare = dataset.manifest.labels[0]
+    first = member(dataset, weights[0], name="first", weights="model-0.safetensors", turns=8)
+    second = member(
+        dataset,
+        weights[1],
+        name="second",
+        weights="model-1.safetensors",
+        size=48,
+        normalise="imagenet",
+        competing_groups=[[5, 6, 10, 11]],
+        speaks_for=[rare],
+        thresholds=flat(dataset.manifest.labels, 0.25),
+    )
+    return bundle_of(dataset, [first, second], rule="any-rare", rare=[rare], scores={"f2": 0.5}), weights
+
+
+@pytest.fixture
+def folder(pair: tuple[Bundle, list[Path]], tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle", *pair)
+    return tmp_path / "bundle"
+
+
+def changed(folder: Path, change: Change) -> Path:
+    path = folder / "bundle.json"
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+    return folder
+
+
+def test_what_is_read_is_what_was_written(pair: tuple[Bundle, list[Path]], folder: Path) -> None:
+    found, tensors = load_bundle(folder)
+    assert found == pair[0]
+    for path, loaded in zip(pair[1], tensors, strict=True):
+        expected = load_file(path)
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "bundle.json",
+        "model-0.safetensors",
+        "model-1.safetensors",
+    ]
+
+
+def test_members_are_built_each_with_its_own_input(folder: Path) -> None:
+    found, tensors = load_bundle(folder)
+    first, second = found.build(tensors)
+    assert (first.preprocess.side, second.preprocess.side) == (32, 48)
+    assert (first.turns, second.turns) == (8, 1)
+    assert second.competing_groups == [[5, 6, 10, 11]]
+    assert not first.model.training
+    state = first.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in tensors[0].items())
+
+
+def test_the_combination_follows_from_the_members(folder: Path) -> None:
+    found, _ = load_bundle(folder)
+    combination = found.combination()
+    assert combination.rule == "any-rare"
+    assert combination.speaks_MC.tolist() == [[True] * 17, [True] + [False] * 16]
+    assert combination.rare_C.tolist() == [True] + [False] * 16
+    assert combination.own_MC[:, 3].tolist() == [0.5, 0.25]
+
+
+def test_weights_that_were_changed_are_refused(folder: Path) -> None:
+    path = folder / "model-1.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match=r"model-1\.safetensors: changed since the bundle was written; copy"):
+        load_bundle(folder)
+
+
+def test_weights_that_are_gone_are_named(folder: Path) -> None:
+    (folder / "model-0.safetensors").unlink()
+    with pytest.raises(RunError, match=r"model-0\.safetensors: cannot be read .*copy the bundle again"):
+        load_bundle(folder)
+
+
+def test_weights_of_another_network_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"backbone.weight": torch.zeros(3)}, path)
+    write_bundle(tmp_path / "bundle", bundle_of(dataset, [member(dataset, path)]), [path])
+    with pytest.raises(RunError, match="not the weights of small-resnet"):
+        Bundle.build(*load_bundle(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "model.pt", ".safetensors"]
+)
+def test_a_path_out_of_the_bundle_is_refused(folder: Path, name: str) -> None:
+    changed(folder, lambda table: table["members"][0].update(weights=name))
+    with pytest.raises(RunError, match=r"bundle\.json: members\.0\.weights"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.update(version=2), "bundle version 2; this program reads version 1"),
+        (lambda table: table.pop("version"), "bundle version None"),
+        (lambda table: table.update(format="a cake"), "not a bundle"),
+        (lambda table: table.pop("labels"), "labels: Field required"),
+        (lambda table: table["members"][1].pop("std"), r"members\.1\.std: Field required"),
+        (lambda table: table.update(extra=1), "extra: Extra inputs are not permitted"),
+        (lambda table: table.update(members=[]), "members: List should have at least 1 item"),
+        (lambda table: table.update(rule="guess"), "rule: Input should be 'mean', 'vote' or 'any-rare'"),
+        (lambda table: table["members"][0].update(turns=3), r"members\.0\.turns"),
+        (lambda table: table["members"][0].update(mean=[1.0]), "one entry for each of 3 bands"),
+        (lambda table: table["members"][0].update(std=[1.0, -1.0, 1.0]), r"members\.0\.std\.1"),
+        (lambda table: table["members"][0]["model"].update(name=7), r"members\.0\.model\.name"),
+        (lambda table: table["members"][0].update(competing_groups=[[1, 17]]), r"competing_groups \[\[1, 17\]\]"),
+        (lambda table: table["members"][0].update(competing_groups=[[1, 2], [2, 3]]), "competing_groups"),
+        (lambda table: table["members"][0].update(speaks_for=["clear"]), "a label has no member that speaks for it"),
+        (lambda table: table["members"][1].update(speaks_for=["lava"]), "speaks_for names"),
+        (lambda table: table.update(rare=["lava"]), "rare names"),
+        (lambda table: table["members"][1].update(weights="model-0.safetensors"), "two members bear one file"),
+        (lambda table: table["thresholds"].update(thresholds=[2.0] * 17), r"it must be in \[0, 1\]"),
+        (lambda table: table["thresholds"].update(labels=[f"l{i}" for i in range(17)]), "thresholds for the labels"),
+        (lambda table: table["labels"].__setitem__(0, "two words"), "holds white space"),
+        (lambda table: table.update(training_label_counts=[1]), "one entry for each of 17 labels"),
+        (lambda table: table.update(dataset_digest="abc"), "dataset_digest"),
+    ],
+)
+def test_a_description_that_is_not_whole_is_refused(folder: Path, change: Change, message: str) -> None:
+    with pytest.raises(RunError, match=message) as caught:
+        load_bundle(changed(folder, change))
+    assert "bundle.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1}', "\xff"])
+def test_a_file_that_is_no_description_is_refused(folder: Path, text: str) -> None:
+    (folder / "bundle.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=r"give RUN/bundle of a finished run"):
+        load_bundle(folder)
+
+
+def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"give RUN/bundle of a finished run"):
+        load_bundle(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_bundle_takes_the_place_of_an_older_one(
+    pair: tuple[Bundle, list[Path]], folder: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(bundle_module, "_exchange", lambda first, second: False)
+    newer = pair[0].model_copy(update={"scores": {"f2": 0.9}})
+    write_bundle(folder, newer, pair[1])
+    assert load_bundle(folder)[0] == newer
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_a_write_that_fails_leaves_the_older_bundle(
+    pair: tuple[Bundle, list[Path]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle_module, "write_whole", full)
+    with pytest.raises(RunError, match=r"cannot be written .*No space left"):
+        write_bundle(folder, pair[0].model_copy(update={"scores": {}}), pair[1])
+    assert load_bundle(folder)[0] == pair[0]
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_weights_that_are_not_the_members_are_not_written(pair: tuple[Bundle, list[Path]], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="changed while the bundle was written"):
+        write_bundle(tmp_path / "bundle", pair[0], pair[1][::-1])
+    assert list(tmp_path.iterdir()) == []
