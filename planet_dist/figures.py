@@ -214,7 +214,7 @@ class RunFigures:
                 surest = [f"{self.labels[c]} {p_C[c]:.2f}" for c in np.argsort(-p_C, kind="stable")[:3]]
                 lines.append(Line("model: " + ", ".join(surest), BLUE))
             tiles.append(Tile(self._shown(chip_id), lines))
-        return gallery(f"{len(suspicion.ids):,} chips: {suspicion.meaning}", tiles)
+        return gallery(f"{len(suspicion.ids):,} chip(s): {suspicion.meaning}", tiles)
 
     def activation_maps(self) -> Figure:
         """Where the network sees a river and where a road, in chips in which it confuses them (second paper, 6)."""

@@ -24,6 +24,7 @@ THREE_RULES = {"flat-0.5": "0.5", "best-single": "best single threshold", "grid-
 _FOLDS = 5
 _MARKERS = ("o", "s", "D", "^")
 _COLOURS = (GREY, ORANGE, BLUE, GREEN)
+_WIDEST_LINEAR = 200  # the largest ratio of losses that is drawn on a linear axis
 _LEAST_SHARE = 1e-5  # what co-occurs more rarely is drawn as this
 
 
@@ -175,7 +176,12 @@ def losses(curves: Sequence[LossCurve]) -> Figure:
     for axes, curve in zip(panels, curves, strict=True):
         _draw_losses(axes, curve)
     panels[0].set_ylabel("loss (nats)")
-    panels[0].set_ylim(bottom=0)
+    values = np.concatenate([[*curve.train_E, *curve.val_E] for curve in curves])
+    values = values[np.isfinite(values) & (values > 0)]
+    if values.size and values.max() > _WIDEST_LINEAR * values.min():  # a start that exploded would flatten the rest
+        panels[0].set_yscale("log")
+    else:
+        panels[0].set_ylim(bottom=0)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure

@@ -21,7 +21,6 @@ from planet_dist.checkpoint import load_checkpoint, newest
 from planet_dist.config import Config, parse_config
 from planet_dist.evaluate import audit, infer
 from planet_dist.losses import competing_groups, independent_logits
-from planet_dist.metrics import Floats, probabilities
 from planet_dist.models import Network, build_model
 from planet_dist.plan import evaluation_batches
 from planet_dist.predictions import Predictions, read_predictions
@@ -168,8 +167,8 @@ class Scorer:
         chips = np.stack([self.dataset.pixels(int(i)) for i in ids])
         return self.preprocess.evaluate(torch.from_numpy(chips).to(self.device))
 
-    def probabilities(self, ids_N: NDArray[np.int64]) -> Floats:
-        """Probabilities float64 (N, C) of chips, in ascending order of their ids.
+    def logits(self, ids_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits float32 (N, C) of chips, whose sigmoid is each label's probability, in ascending order of their ids.
 
         Args:
             ids_N: int64, no id twice.
@@ -179,4 +178,4 @@ class Scorer:
         decoded = DecodedBatches(self.dataset, targets_NC, size, threads=decode_threads(0, 1), prefetch_batches=2)
         steps = FixedSteps(evaluation_batches(np.sort(ids_N), size, 0, 1))
         pipeline = DataPipeline(steps, decoded, OnDevice(self.device))
-        return probabilities(audit(infer(self.model, self.independent, self.preprocess, pipeline, 1), ids_N).logits_NC)
+        return audit(infer(self.model, self.independent, self.preprocess, pipeline, 1), ids_N).logits_NC

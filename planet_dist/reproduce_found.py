@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from planet_dist.bundle import load_bundle
 from planet_dist.data import open_data
 from planet_dist.finished import FinishedRun, Scorer, open_run
-from planet_dist.metrics import Bools, Floats, accuracy, cross_entropy, mean_f2
+from planet_dist.metrics import Bools, Floats, accuracy, cross_entropy_of_logits, mean_f2, probabilities
 from planet_dist.reproduce_rows import LeftOut, PlannedRow
 from planet_dist.runfolder import RunFolder
 from planet_dist.thresholds import RULES, decide
@@ -103,10 +103,11 @@ def last_train_scores(found: FoundRow, sample: int) -> TrainScores:
 
 
 def _score(run: FinishedRun, scorer: Scorer, ids_N: NDArray[np.int64], true_NC: Bools) -> TrainScores:
-    probabilities_NC = scorer.probabilities(ids_N)
+    logits_NC = scorer.logits(ids_N)
+    probabilities_NC = probabilities(logits_NC)
     return TrainScores(
         mean_f2(decide(probabilities_NC, fit(run, PAPER_RULE)), true_NC),
-        cross_entropy(probabilities_NC, true_NC),
+        cross_entropy_of_logits(logits_NC, true_NC),
         accuracy(probabilities_NC, true_NC),
         len(ids_N),
     )
@@ -123,7 +124,7 @@ def _look_at_ensemble(planned: PlannedRow, dataset: Dataset, ids_N: NDArray[np.i
     folder = RunFolder(planned.folder)
     bundle, _ = load_bundle(folder.bundle)
     runs = [open_run(member.run) for member in planned.members]
-    probabilities_MNC = np.stack([Scorer(run, dataset).probabilities(ids_N) for run in runs])
+    probabilities_MNC = np.stack([probabilities(Scorer(run, dataset).logits(ids_N)) for run in runs])
     decided_NC = bundle.combination().decide(probabilities_MNC)
     path = folder.evaluation / "metrics.json"
     try:

@@ -67,7 +67,7 @@ def tables_2_and_3(found: Found, sample: int) -> Section:
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "f2"):
         cells = []
         for paper, ours in scores:
-            cells += [f"{getattr(paper, name):.4f}", NONE if ours is None else f"{getattr(ours, name):.4f}"]
+            cells += [f"{getattr(paper, name):.4f}", NONE if ours is None else _fitting(getattr(ours, name))]
         rows.append([{"f2": "F2"}.get(name, name.replace("_", " ").replace("val ", "validation ")), *cells])
     headings = ["", "dense layers, paper", "found", "joint training, paper", "found"]
     return Section(
@@ -96,7 +96,7 @@ def table4(without: FinishedRun, with_term: FinishedRun) -> Section:
     for other in pairs:
         paper = PAPER2_TABLE4[other]
         ours = [float(product[labels.index("clear"), labels.index(other)]) for product in products]
-        factors = [f"{before / after:.1f}" for before, after in (paper, ours)]
+        factors = [f"{before / after:.1f}" if after else NONE for before, after in (paper, ours)]
         rows.append(
             [f"clear, {other}", *(_small(v) for v in paper), factors[0], *(_small(v) for v in ours), factors[1]]
         )
@@ -139,7 +139,7 @@ def simple_networks(found: Found) -> Section:
         cells = [NONE] * 4
         if row is not None:
             ends = [row.run.train_losses()[-1], row.run.epochs[-1]["loss"]]
-            cells = [f"{value:.4f}" for value in (row.run.rule_f2(PAPER_RULE), _crossed(row), *ends)]
+            cells = [_fitting(value) for value in (row.run.rule_f2(PAPER_RULE), _crossed(row), *ends)]
         rows.append([name, paper, *cells])
     headings = [
         "network",
@@ -160,5 +160,10 @@ def _crossed(row: FoundRow) -> float:
     return row.run.rule_f2(PAPER_RULE, cross_fitted=True)
 
 
+def _fitting(value: float) -> str:
+    """Four decimals, or as a power where a loss has exploded."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.2e}"
+
+
 def _small(value: float) -> str:
-    return f"{value:.2e}" if value < 1e-3 else f"{value:.4f}"
+    return f"{value:.2e}" if 0 < value < 1e-3 else f"{value:.4f}"
