@@ -180,13 +180,17 @@ class RuntimeConfig(_Section):
         compute_threads: threads of one process for CPU arithmetic. Set, never inherited: sums depend on it.
         log_every_steps: between lines of metrics.jsonl.
         checkpoint_steps: steps between checkpoints within an epoch; 0 makes them at an epoch's end alone.
+        checkpoint_minutes: between checkpoints by the clock; 0 makes none. They don't change what a run comes to.
         keep_checkpoints: newest ones kept, beside the best.
+        timeout_minutes: that a rank waits for another before the run ends: a rank that hangs takes it down.
     """
 
     compute_threads: int = Field(1, gt=0)
     log_every_steps: int = Field(10, gt=0)
     checkpoint_steps: int = Field(0, ge=0)
+    checkpoint_minutes: float = Field(0.0, ge=0)
     keep_checkpoints: int = Field(2, gt=0)
+    timeout_minutes: float = Field(10.0, gt=0)
 
 
 class TrackingConfig(_Section):

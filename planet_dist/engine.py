@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from planet_dist.losses import build_loss
 from planet_dist.models import build_model, count_parameters
 from planet_dist.progress import Meter, Progress
 from planet_dist.runfolder import JsonLines, RunFolder
+from planet_dist.stopping import Wish, Wishes
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
 from planet_dist.tracking import Tracker, tracking_mode
 from shards.errors import TrainingError
@@ -53,6 +53,19 @@ def run_identity(config: Config, data: Data, accelerator: Accelerator) -> dict[s
     settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches")}
     return {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
+
+
+class Stopped(Exception):
+    """Raised on every rank once a run that was asked to end has saved; not an error.
+
+    Attributes:
+        reason: what asked.
+        total_steps: done and saved.
+    """
+
+    def __init__(self, reason: str, total_steps: int) -> None:
+        super().__init__(f"stopped by {reason} after step {total_steps}, all saved; go on with --resume auto")
+        self.reason, self.total_steps = reason, total_steps
 
 
 class Trainer:
@@ -108,6 +121,8 @@ class Trainer:
         self.total_steps = state.total_steps if state else 0
         self.best = state.best if state else None
         self.main = accelerator.is_main_process
+        self.wishes = Wishes(config.runtime.checkpoint_minutes, keeps_time=self.main)
+        self.wishes.listen()
         if self.main:
             self.metrics = JsonLines(run.metrics, state.metrics_bytes if state else 0)
             self.timing = JsonLines(run.timing)
@@ -137,6 +152,7 @@ class Trainer:
         logits = self._infer(self.model, self.config.evaluate.turns)
         if not self.main:
             return None
+        mark_best(self.run.checkpoints, weights.parent.name)  # a kill may have come between a save and its mark
         evaluation = conclude(self.config, self.data, self.run, logits, weights)
         self.tracker.log({"val/cross_fitted_f2": evaluation.chosen_score.cross_fitted_f2}, self.total_steps)
         return evaluation
@@ -181,7 +197,7 @@ class Trainer:
             done = epoch * plan.steps_per_epoch + batch.step
             length = plan.batch_length(batch.step)
             try:
-                result = learner.step(batch, done, length)
+                result = learner.step(batch, done, length, self.wishes.now())
             except NonFiniteError as error:
                 raise TrainingError(f"{error}. Samples: {self.data.dataset.keys(error.ids[:20])}") from error
             self.total_steps += 1
@@ -190,9 +206,15 @@ class Trainer:
             if place.step == plan.steps_per_epoch:
                 # While this rank validates, its threads decode the next epoch's first batches.
                 self._end_epoch(learner, Position(number, epoch + 1))
-            elif self.config.runtime.checkpoint_steps and not self.total_steps % self.config.runtime.checkpoint_steps:
+            elif self._is_due(result.wish):
                 self._save(learner, place)
+            if result.wish.stop:
+                raise Stopped(self.wishes.reason, self.total_steps)
         learner.close()
+
+    def _is_due(self, wish: Wish) -> bool:
+        every = self.config.runtime.checkpoint_steps
+        return wish.save or wish.stop or bool(every and self.total_steps % every == 0)
 
     def _restore(self, learner: Learner, position: Position) -> None:
         checkpoint = self.checkpoint
@@ -273,6 +295,7 @@ class Trainer:
             )
             if self.best is not None and self.best.checkpoint == folder.name:
                 mark_best(self.run.checkpoints, folder.name)
+            self.wishes.saved()
             prune(self.run.checkpoints, self.config.runtime.keep_checkpoints, self.best)
         self.accelerator.wait_for_everyone()
 
@@ -284,10 +307,10 @@ class Trainer:
         self.progress.step(where, self.total_steps, result.loss, images, waited)
         if self.total_steps % self.config.runtime.log_every_steps == 0:
             where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": self.total_steps}
-            self.metrics.append({"kind": "train", **where_in_run, **asdict(result)})
+            self.metrics.append({"kind": "train", **where_in_run, **result.figures()})
             rates = self.meter.read()
             self.timing.append({"kind": "train", **where_in_run, **rates, "time": time.time()})
-            logged = {f"train/{name}": value for name, value in asdict(result).items()}
+            logged = {f"train/{name}": value for name, value in result.figures().items()}
             self.tracker.log(logged | {f"time/{name}": value for name, value in rates.items()}, self.total_steps)
 
     def _place(self, phase: int, epoch: int) -> str:

@@ -21,9 +21,11 @@ from planet_dist.config import PhaseConfig
 from planet_dist.ema import MovingAverage
 from planet_dist.losses import Loss
 from planet_dist.models import Network, set_trainable
+from planet_dist.stopping import Wish
 from planet_dist.stream import Batch
 from shards.errors import ConfigError, TrainingError
 
+_NOTHING = Wish()
 _DROPOUT_STREAM = 5  # beside the seed, so that no two uses of a seed share their draws
 
 
@@ -35,11 +37,17 @@ class StepResult:
         loss: mean over the global batch, penalties left out.
         grad_norm: of the whole gradient, before clipping.
         learning_rate: that the step was taken with.
+        wish: what any rank wanted after this step.
     """
 
     loss: float
     grad_norm: float
     learning_rate: float
+    wish: Wish
+
+    def figures(self) -> dict[str, float]:
+        """What is logged of a step."""
+        return {"loss": self.loss, "grad_norm": self.grad_norm, "learning_rate": self.learning_rate}
 
 
 class NonFiniteError(TrainingError):
@@ -96,13 +104,14 @@ class Learner:
         self.wrapped, self.optimizer = accelerator.prepare(model, make_optimizer(phase, trained))
         self._trained = trained
 
-    def step(self, batch: Batch, done_steps: int, batch_length: int) -> StepResult:
+    def step(self, batch: Batch, done_steps: int, batch_length: int, wish: Wish = _NOTHING) -> StepResult:
         """Takes one optimizer step.
 
         Args:
             batch: this rank's part.
             done_steps: of this phase, before this one.
             batch_length: samples of the global batch, over all ranks.
+            wish: this rank's, which all ranks learn of.
 
         Raises:
             ConfigError: the batch has fewer samples than there are ranks.
@@ -135,13 +144,13 @@ class Learner:
                     objective = objective + self.model.penalty()
                 self.accelerator.backward(objective)
             losses.append(loss_B.detach())
-        mean_loss = self._checked_mean(torch.cat(losses), batch, batch_length)
+        mean_loss, wishes = self._agree(torch.cat(losses), batch, batch_length, wish)
         grad_norm = self._clipped_norm(batch)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, done_steps)
-        return StepResult(mean_loss, grad_norm, rate)
+        return StepResult(mean_loss, grad_norm, rate, wishes)
 
     def evaluated_model(self) -> nn.Module:
         """The model to judge and keep: the moving average where there is one.
@@ -168,16 +177,18 @@ class Learner:
         key = [self.seed, batch.epoch, batch.step, self.accelerator.process_index, _DROPOUT_STREAM]
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
-    def _checked_mean(self, loss_B: torch.Tensor, batch: Batch, batch_length: int) -> float:
+    def _agree(self, loss_B: torch.Tensor, batch: Batch, batch_length: int, wish: Wish) -> tuple[float, Wish]:
+        """The mean loss over the global batch, and what any rank wants."""
         bad_B = ~torch.isfinite(loss_B)
-        totals = torch.stack([loss_B.sum(dtype=torch.float64), bad_B.sum().double()])
+        wanted = torch.tensor([wish.save, wish.stop], dtype=torch.float64, device=loss_B.device)
+        totals = torch.cat([torch.stack([loss_B.sum(dtype=torch.float64), bad_B.sum().double()]), wanted])
         # Waits for the device: what the host decides here must be known before the weights change.
-        total, bad = self.accelerator.reduce(totals, "sum").tolist()
+        total, bad, save, stop = self.accelerator.reduce(totals, "sum").tolist()
         if bad:
             flagged = torch.from_numpy(batch.ids_B).to(bad_B.device).masked_fill(~bad_B, -1)
             ids = self.accelerator.gather(self.accelerator.pad_across_processes(flagged, pad_index=-1))
             raise NonFiniteError(batch.epoch, batch.step, sorted(i for i in ids.tolist() if i >= 0))
-        return float(total) / batch_length
+        return float(total) / batch_length, Wish(save=save > 0, stop=stop > 0)
 
     def _clipped_norm(self, batch: Batch) -> float:
         limit = self.phase.clip_norm or math.inf

@@ -6,6 +6,7 @@ RUN/timing.jsonl     what differs from run to run: rates, waits, times of day
 RUN/checkpoints/     planet_dist.checkpoint
 RUN/evaluation/      predictions.npz, thresholds.json, metrics.json of the best checkpoint
 RUN/bundle/          planet_dist.bundle
+RUN/stopped.json     why the last start ended before the run did; launchers lose exit codes
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.evaluation = root / "evaluation"
         self.bundle = root / "bundle"
+        self.stopped = root / "stopped.json"
 
     def check(self, resume: Resume) -> None:
         """Raises RunError when the folder holds something and resuming was not asked for."""
@@ -70,9 +72,15 @@ class RunFolder:
         """Makes the folder, and writes the configuration into it."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self.stopped.unlink(missing_ok=True)
             write_whole(self.config, config.to_toml().encode())
         except OSError as error:
             raise RunError(f"{self.root}: cannot be written ({error}); give another --out") from error
+
+    def write_stopped(self, reason: str, total_steps: int) -> None:
+        """Leaves word why this start ends before the run does."""
+        text = json.dumps({"reason": reason, "step": total_steps, "remedy": "--resume auto"})
+        write_whole(self.stopped, f"{text}\n".encode())
 
 
 def _differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,10 +73,10 @@ def train(config: Config, data_path: Path, out: Path, resume: Resume, name: str)
     """Runs a configuration from its first step, or its newest checkpoint, to its bundle."""
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     from planet_dist.data import open_data
-    from planet_dist.engine import Trainer, run_identity
+    from planet_dist.engine import Stopped, Trainer, run_identity
     from planet_dist.launched import check_launch, find_launch
     from planet_dist.runfolder import RunFolder
     from planet_dist.tables import print_evaluation
@@ -97,7 +98,10 @@ def train(config: Config, data_path: Path, out: Path, resume: Resume, name: str)
         log_with="wandb",
         project_dir=str(out),
         # Buffers are made equal before they are used (Learner.share_buffers), not at every step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=config.runtime.timeout_minutes)),
+        ],
     )
     data = open_data(config, data_path)
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
@@ -107,6 +111,11 @@ def train(config: Config, data_path: Path, out: Path, resume: Resume, name: str)
     tracker = Tracker(accelerator, config, run, name=name, run_id=checkpoint.state.tracker_id if checkpoint else None)
     try:
         evaluation = Trainer(config, data, run, tracker, accelerator, checkpoint).train()
+    except Stopped as stopped:
+        if accelerator.is_main_process:
+            run.write_stopped(stopped.reason, stopped.total_steps)
+            click.echo(str(stopped))
+        return
     finally:
         tracker.close()
     if evaluation is not None:

@@ -74,10 +74,11 @@ def test_the_log_has_every_step_and_epoch_once(finished: tuple[Path, str]) -> No
     assert all(0 <= line["f2"] <= 1 for line in lines if line["kind"] == "epoch")
 
 
-def test_a_run_killed_in_an_epoch_and_resumed_ends_with_the_same_bytes(
-    finished: tuple[Path, str], dataset: Dataset, tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_ended_in_an_epoch_and_resumed_ends_with_the_same_bytes(
+    finished: tuple[Path, str], dataset: Dataset, tmp_path: Path, how: signal.Signals
 ) -> None:
-    run = tmp_path / "killed"
+    run = tmp_path / "ended"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu.yaml"]
     launcher = subprocess.Popen(
         [*command, "planet_dist/train.py", *words(dataset, run)],
@@ -90,13 +91,18 @@ def test_a_run_killed_in_an_epoch_and_resumed_ends_with_the_same_bytes(
         assert time.monotonic() < deadline and launcher.poll() is None
         time.sleep(0.005)
     ranks = psutil.Process(launcher.pid).children(recursive=True)
-    os.kill(launcher.pid, signal.SIGKILL)
+    os.kill(launcher.pid, how)
     launcher.wait()
     assert not psutil.wait_procs(ranks, timeout=20)[1], "ranks outlive their launcher"
     assert not (run / "bundle").exists()
+    if how == signal.SIGTERM:
+        stopped = json.loads((run / "stopped.json").read_text())
+        assert stopped["reason"] == "SIGTERM"
+        assert (run / "checkpoints" / f"step-{stopped['step']:08d}").exists()
     done = launch("planet_dist/train.py", *words(dataset, run, "--resume", "auto"))
     assert done.returncode == 0, done.stderr
     assert "resumed at phase 1, epoch" in done.stdout
+    assert not (run / "stopped.json").exists()
     expected, found = results(finished[0]), results(run)
     assert [name for name in expected if expected[name] != found[name]] == []
 
