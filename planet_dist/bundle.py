@@ -122,8 +122,6 @@ class Bundle(_Record):
             raise ValueError(f"training_label_counts must have one entry for each of {len(self.labels)} labels")
         if not set(self.rare) <= labels:
             raise ValueError(f"rare names {sorted(set(self.rare) - labels)}, which labels lacks")
-        if not labels <= {label for member in self.members for label in member.speaks_for}:
-            raise ValueError("a label has no member that speaks for it")
         names = sorted(member.weights for member in self.members)
         if any(first == second for first, second in pairwise(names)):
             raise ValueError("two members bear one file")

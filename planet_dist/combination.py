@@ -8,6 +8,7 @@
 
 A member speaks for the labels that its loss gave weight to, for all of them in most cases, and has no part in
 what is said about the others. A specialist is a run whose loss.label_weights are 0 for every label but its own.
+A label that no member speaks for has probability 0, and is never decided.
 
 Suffixes: M members, N samples, C labels.
 """
@@ -33,7 +34,7 @@ class Combination:
 
     Attributes:
         rule: see the module's docstring.
-        speaks_MC: bool; each label has a member that speaks for it.
+        speaks_MC: bool.
         own_MC: float64, each member's own thresholds.
         mean_C: float64, the thresholds of the mean; "vote" does not use them.
         rare_C: bool; only "any-rare" uses it.
@@ -59,7 +60,8 @@ class Combination:
             return by_mean_NC
         said_MNC = decide(checked_MNC, self.own_MC[:, None, :]) & self.speaks_MC[:, None, :]
         if self.rule == "vote":
-            majority: Bools = 2 * np.count_nonzero(said_MNC, axis=0) >= np.count_nonzero(self.speaks_MC, axis=0)
+            votes_NC = np.count_nonzero(said_MNC, axis=0)
+            majority: Bools = (votes_NC > 0) & (2 * votes_NC >= np.count_nonzero(self.speaks_MC, axis=0))
             return majority
         return np.where(self.rare_C, said_MNC.any(axis=0), by_mean_NC)
 
@@ -75,7 +77,7 @@ def mean_probabilities(probabilities_MNC: Floats, speaks_MC: Bools) -> Floats:
         float64 (N, C); for one member its own probabilities, bit for bit.
     """
     heard_MNC = np.where(speaks_MC[:, None, :], probabilities_MNC, 0.0)
-    mean_NC: Floats = heard_MNC.sum(axis=0) / np.count_nonzero(speaks_MC, axis=0)
+    mean_NC: Floats = heard_MNC.sum(axis=0) / np.maximum(np.count_nonzero(speaks_MC, axis=0), 1)
     return mean_NC
 
 
@@ -97,7 +99,6 @@ def fit_combination(
         own_rules: M rules.
         mean_rule: for the mean.
     """
-    assert speaks_MC.any(axis=0).all(), "each label has a member that speaks for it"
     own = [
         own_rule.fit(others_right(member_NC, true_NC, speaks_C), true_NC)
         for own_rule, member_NC, speaks_C in zip(own_rules, probabilities_MNC, speaks_MC, strict=True)

@@ -138,7 +138,6 @@ def test_a_path_out_of_the_bundle_is_refused(folder: Path, name: str) -> None:
         (lambda table: table["members"][0]["model"].update(name=7), r"members\.0\.model\.name"),
         (lambda table: table["members"][0].update(competing_groups=[[1, 17]]), r"competing_groups \[\[1, 17\]\]"),
         (lambda table: table["members"][0].update(competing_groups=[[1, 2], [2, 3]]), "competing_groups"),
-        (lambda table: table["members"][0].update(speaks_for=["clear"]), "a label has no member that speaks for it"),
         (lambda table: table["members"][1].update(speaks_for=["lava"]), "speaks_for names"),
         (lambda table: table.update(rare=["lava"]), "rare names"),
         (lambda table: table["members"][1].update(weights="model-0.safetensors"), "two members bear one file"),

@@ -82,6 +82,15 @@ def test_a_specialist_is_heard_on_its_label_alone() -> None:
         assert combination.decide(p_MNC).tolist() == [[False, True]]
 
 
+def test_a_label_that_nobody_speaks_for_is_never_decided() -> None:
+    speaks_MC = np.array([[True, False], [True, False]])
+    p_MNC = np.ones((2, 1, 2))
+    assert mean_probabilities(p_MNC, speaks_MC).tolist() == [[1.0, 0.0]]
+    for rule in COMBINATION_RULES:
+        combination = Combination(rule, speaks_MC, np.zeros((2, 2)), np.zeros(2), np.array([True, True]))
+        assert combination.decide(p_MNC).tolist() == [[True, False]]
+
+
 def test_one_member_keeps_its_probabilities_bit_for_bit() -> None:
     p_1NC = np.random.default_rng(3).random((1, 40, 4))
     assert mean_probabilities(p_1NC, np.ones((1, 4), dtype=bool)).tobytes() == p_1NC[0].tobytes()
