@@ -47,8 +47,12 @@ def test_each_launch_file_says_processes_device_and_precision(file: str, num_pro
     assert read_launch(["--config_file", path, *SCRIPT]) == Launch(path, num_processes, device, "bf16")
 
 
-def test_every_launch_file_is_among_those_tested() -> None:
-    assert {path.name for path in FILES.iterdir()} == {"cpu.yaml", "one_gpu.yaml", "multi_gpu.yaml", "multi_node.yaml"}
+@pytest.mark.parametrize("path", sorted(FILES.iterdir()), ids=lambda path: path.name)
+def test_every_launch_file_starts_processes_on_the_device_that_its_name_says(path: Path) -> None:
+    found = read_launch(["--config_file", str(path), *SCRIPT])
+    assert found.device == ("cpu" if "cpu" in path.stem else "gpu")
+    assert (found.num_processes == 1) == path.stem.startswith("one")
+    assert found.mixed_precision in ("bf16", "no")
 
 
 def test_the_command_line_stands_above_the_file() -> None:
