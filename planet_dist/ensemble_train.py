@@ -163,19 +163,22 @@ def train_ensemble(
 
     Raises:
         TrainingError: a member's training failed.
-        RunError: the members cannot be combined.
+        RunError: a member was stopped before its end, or the members cannot be combined.
     """
     for i, member in enumerate(members):
         what = f"member {i + 1} of {len(members)}, {member.run}"
         note(f"{what}: finished already" if member.finished else what)
-        if not member.finished:
-            run_training(member.command, what)
+        if member.finished:
+            continue
+        run_training(member.command, what)
+        if not _has_bundle(RunFolder(member.run)):  # a run that is asked to stop saves, and ends with status 0
+            raise RunError(f"{what}: stopped before its end; run the same command again to go on")
     runs = [member.run for member in members]
     return combine_runs(runs, ensemble.rule, out, rare=ensemble.rare, rare_share=ensemble.rare_share)
 
 
 def _is_finished(run: RunFolder, config: Config) -> bool:
-    if not (run.bundle / "bundle.json").is_file():
+    if not _has_bundle(run):
         return False
     was = _settings(parse_config(tomllib.loads(run.config.read_text()), str(run.config)))
     now = _settings(config)
@@ -186,6 +189,10 @@ def _is_finished(run: RunFolder, config: Config) -> bool:
             "give another --out, or remove that folder"
         )
     return True
+
+
+def _has_bundle(run: RunFolder) -> bool:
+    return (run.bundle / "bundle.json").is_file()
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -283,22 +283,35 @@ def test_members_that_would_validate_on_different_chips_are_refused_before_train
     assert len(same) == 2
 
 
-def test_a_member_that_fails_is_named_and_stops_the_ensemble(tmp_path: Path) -> None:
-    def member(name: str, code: str, finished: bool = False) -> PlannedMember:
-        return PlannedMember(tmp_path / name, [sys.executable, "-c", code], finished)
+def planned(run: Path, *lines: str, finished: bool = False) -> PlannedMember:
+    """A member whose training is a line of Python."""
+    return PlannedMember(run, [sys.executable, "-c", "\n".join(["from pathlib import Path", *lines])], finished)
 
-    touch = "from pathlib import Path; Path({!r}).touch()".format
+
+def ending_with_a_bundle(run: Path) -> PlannedMember:
+    folder = str(run / "bundle")
+    return planned(run, f"Path({folder!r}).mkdir(parents=True)", f"Path({folder!r}, 'bundle.json').touch()")
+
+
+def test_a_member_that_fails_is_named_and_stops_the_ensemble(tmp_path: Path) -> None:
     members = [
-        member("kept", touch(str(tmp_path / "kept-ran")), finished=True),
-        member("first", touch(str(tmp_path / "first-ran"))),
-        member("second", "raise SystemExit(3)"),
-        member("third", touch(str(tmp_path / "third-ran"))),
+        planned(tmp_path / "kept", f"Path({str(tmp_path / 'kept')!r}).mkdir()", finished=True),
+        ending_with_a_bundle(tmp_path / "first"),
+        planned(tmp_path / "second", "raise SystemExit(3)"),
+        ending_with_a_bundle(tmp_path / "third"),
     ]
     notes: list[str] = []
     with pytest.raises(TrainingError, match=r"member 3 of 4, .*second: training ended with status 3"):
         train_ensemble(load_ensemble_recipe("paper1-ensemble"), members, tmp_path / "out", note=notes.append)
-    assert [path.name for path in tmp_path.iterdir()] == ["first-ran"]
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
     assert len(notes) == 3 and notes[0].endswith("kept: finished already")
+
+
+def test_a_member_that_was_asked_to_stop_stops_the_ensemble(tmp_path: Path) -> None:
+    members = [planned(tmp_path / "first", "pass"), ending_with_a_bundle(tmp_path / "second")]
+    with pytest.raises(RunError, match=r"member 1 of 2, .*first: stopped before its end; run the same command again"):
+        train_ensemble(load_ensemble_recipe("paper1-ensemble"), members, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_papers_ensemble_is_three_resnets_of_40_epochs_that_vote() -> None:
