@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from planet_dist.finished import FinishedRun
 from planet_dist.metrics import Floats, label_scores
 from planet_dist.page import Grid, Section
@@ -122,16 +124,17 @@ def rare_labels(found: Found, main: FoundRow) -> Section:
     for label in [*named, *rare]:
         c = labels.index(label)
         paper = f"{PAPER1_LABEL_F2[label]:.3f}" if label in PAPER1_LABEL_F2 else NONE
-        rows.append(
-            [label, f"{shares_C[c]:.2%}", paper, f"{best_C[c]:.3f}", NONE if base_C is None else f"{base_C[c]:.3f}"]
-        )
+        rows.append([label, f"{shares_C[c]:.2%}", paper, _score(best_C, c), _score(base_C, c)])
     text = [
         f"F2 of each label with its own threshold, as in Table 1. Best: {main.planned.row.name}. The paper says of its "
         "baseline that it gets 0.0 F2 for nearly all of the rare features."
     ]
     if base_C is not None:
-        zeros = sum(base_C[labels.index(label)] == 0 for label in [*named, *rare])
-        text.append(f"The baseline found here gets 0.0 for {zeros} of the {len(rows)} labels below.")
+        borne = [base_C[labels.index(label)] for label in [*named, *rare] if not np.isnan(base_C[labels.index(label)])]
+        text.append(
+            f"The baseline found here gets 0.0 for {borne.count(0.0)} of the {len(borne)} labels below that a "
+            "validation chip bears."
+        )
     headings = ["label", "share of chips", "best, paper", "best, found", "baseline, found"]
     return Section("Rare labels (section 5)", text, grid=Grid(headings, rows))
 
@@ -150,7 +153,13 @@ def test_set() -> Section:
 
 def _label_f2(run: FinishedRun) -> Floats:
     found = run.predictions
-    return label_scores(decide(found.probabilities_NC, fit(run, PAPER_RULE)), found.targets_NC).f2_C
+    scores = label_scores(decide(found.probabilities_NC, fit(run, PAPER_RULE)), found.targets_NC)
+    f2_C: Floats = np.where(scores.support_C > 0, scores.f2_C, np.nan)
+    return f2_C
+
+
+def _score(f2_C: Floats | None, c: int) -> str:
+    return NONE if f2_C is None or np.isnan(f2_C[c]) else f"{f2_C[c]:.3f}"
 
 
 def _label_shares(row: FoundRow) -> Sequence[float]:
