@@ -182,6 +182,8 @@ class RuntimeConfig(_Section):
         checkpoint_steps: steps between checkpoints within an epoch; 0 makes them at an epoch's end alone.
         checkpoint_minutes: between checkpoints by the clock; 0 makes none. They don't change what a run comes to.
         keep_checkpoints: newest ones kept, beside the best.
+        cache_dir, cache_gib: where the shards of a dataset behind a URL are kept, for all processes of a host, and
+            how many GiB they may take there.
         timeout_minutes: that a rank waits for another before the run ends: a rank that hangs takes it down.
     """
 
@@ -190,6 +192,8 @@ class RuntimeConfig(_Section):
     checkpoint_steps: int = Field(0, ge=0)
     checkpoint_minutes: float = Field(0.0, ge=0)
     keep_checkpoints: int = Field(2, gt=0)
+    cache_dir: str = "~/.cache/planet-dist"
+    cache_gib: float = Field(64.0, gt=0)
     timeout_minutes: float = Field(10.0, gt=0)
 
 

@@ -14,6 +14,7 @@ from planet_dist.split import Split, split
 from shards.errors import ConfigError
 from shards.names import natural_order
 from shards.reader import Dataset
+from shards.storage import CacheOptions
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,19 @@ class Data:
         )
 
 
-def open_data(config: Config, path: Path) -> Data:
-    """Opens a dataset and splits it.
+def open_data(config: Config, location: str | Path) -> Data:
+    """Opens a dataset, in a folder or behind a URL, and splits it.
 
     Raises:
         DatasetError: it cannot be opened.
         ConfigError: it is not of the kind that the recipe is meant for, or the split doesn't fit it.
     """
-    dataset = Dataset(path)
+    runtime = config.runtime
+    dataset = Dataset(location, CacheOptions(Path(runtime.cache_dir), round(runtime.cache_gib * 2**30)))
     manifest = dataset.manifest
     if config.data.kind not in ("any", manifest.image.kind):
         raise ConfigError(
-            f"{path}: the chips are {manifest.image.kind}, and the recipe is meant for {config.data.kind}; "
+            f"{dataset.shown}: the chips are {manifest.image.kind}, and the recipe is meant for {config.data.kind}; "
             "give a dataset of that kind, or set data.kind=any"
         )
     index = dataset.index()

@@ -28,6 +28,7 @@ from shards.workers import available_cores
 
 Ids = NDArray[np.int64]
 
+_STEPS_ANNOUNCED = 32  # to a dataset whose shards have to be fetched
 _CHIPS_PER_TASK = 8  # decoded by one thread at a time: enough to make the hand-over cheap
 
 
@@ -123,7 +124,7 @@ class DecodedBatches:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         ahead: deque[tuple[Step, int, list[Future[None]]]] = deque()
         free = deque(range(len(self.ring)))
-        source = iter(steps)
+        source = self._announced(steps) if self.dataset.storage.remote else iter(steps)
         try:
             while True:
                 while free and (step := next(source, None)) is not None:
@@ -138,6 +139,16 @@ class DecodedBatches:
                 free.append(slot)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _announced(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """The steps, of which the dataset hears well before their chips are read, so that it can fetch their shards."""
+        ahead: deque[Step] = deque()
+        for step in steps:
+            self.dataset.prefetch(step.ids_B.tolist())
+            ahead.append(step)
+            if len(ahead) > _STEPS_ANNOUNCED:
+                yield ahead.popleft()
+        yield from ahead
 
     def _submit(self, pool: ThreadPoolExecutor, step: Step, slot: int) -> list[Future[None]]:
         # NumPy's view, made once: a tensor's own indexing costs as much as decoding a small chip.

@@ -21,6 +21,7 @@ import click
 
 from planet_dist.config import Config, load_config, recipe_paths
 from shards.errors import ConfigError, PlanetError, RunError, TrainingError
+from shards.location import redact
 
 if TYPE_CHECKING:
     from planet_dist.runfolder import Resume
@@ -48,7 +49,7 @@ class _Command(click.Command):
     epilog=f"Recipes: {', '.join(recipe_paths())}.  Example:  {EXAMPLE}",
 )
 @click.option("--recipe", required=True, help="A recipe's name, or the path of a TOML file.")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset of planet-shard build.")
+@click.option("--data", required=True, help="A dataset of planet-shard build: its folder, or the URL of one.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder, which must not exist.")
 @click.option(
     "--resume",
@@ -58,8 +59,9 @@ class _Command(click.Command):
     help="auto goes on from the newest checkpoint in --out, or starts when there is none.",
 )
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-def main(recipe: str, data: Path, out: Path, resume: Resume, overrides: tuple[str, ...]) -> None:
+def main(recipe: str, data: str, out: Path, resume: Resume, overrides: tuple[str, ...]) -> None:
     """Train a model on a dataset; run it with accelerate launch."""
+    sys.argv[1:] = [redact(word, data) for word in sys.argv[1:]]  # W&B keeps the command line
     try:
         train(load_config(recipe, overrides), data, out, resume, name=f"{recipe}-{out.name}")
     except PlanetError as error:
@@ -69,7 +71,7 @@ def main(recipe: str, data: Path, out: Path, resume: Resume, overrides: tuple[st
         sys.exit(1)
 
 
-def train(config: Config, data_path: Path, out: Path, resume: Resume, name: str) -> None:
+def train(config: Config, data_location: str, out: Path, resume: Resume, name: str) -> None:
     """Runs a configuration from its first step, or its newest checkpoint, to its bundle."""
     import torch
     from accelerate import Accelerator
@@ -103,7 +105,7 @@ def train(config: Config, data_path: Path, out: Path, resume: Resume, name: str)
             InitProcessGroupKwargs(timeout=timedelta(minutes=config.runtime.timeout_minutes)),
         ],
     )
-    data = open_data(config, data_path)
+    data = open_data(config, data_location)
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
     if accelerator.is_main_process:
         run.create(config)

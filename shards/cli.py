@@ -22,6 +22,7 @@ import click
 
 if TYPE_CHECKING:
     from shards.build import BuildReport
+    from shards.storage import CacheOptions
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _CONTINUE = "interrupted; run the same command again, and it goes on with the first unfinished shard"
@@ -85,7 +86,26 @@ def _workers_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-_dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
+_dataset_argument = click.argument("dataset")
+
+
+def _cache_options(command: Callable[..., None]) -> Callable[..., None]:
+    folder = click.option(
+        "--cache-dir",
+        default="~/.cache/planet-dist",
+        show_default=True,
+        help="Where the files of a dataset behind a URL are kept.",
+    )
+    size = click.option(
+        "--cache-size", type=ByteSize(), default="64GiB", show_default=True, help="Most bytes in that folder."
+    )
+    return folder(size(command))
+
+
+def _cache(folder: str, size: int) -> CacheOptions:
+    from shards.storage import CacheOptions
+
+    return CacheOptions(Path(folder), size)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -187,43 +207,54 @@ def _print_breaches(breaches: Counter[str]) -> None:
 @_dataset_argument
 @_workers_option
 @click.option("--strict", is_flag=True, help="Take label sets that break a rule for problems.")
-def verify(dataset: Path, workers: int, strict: bool) -> None:
-    """Checks every file, digest, tar member, image and label set of DATASET; exit status 1 if any is wrong."""
+@_cache_options
+def verify(dataset: str, workers: int, strict: bool, cache_dir: str, cache_size: int) -> None:
+    """Checks every file, digest, tar member, image and label set of DATASET; exit status 1 if any is wrong.
+
+    DATASET is a folder, or the URL of one (s3://, gs://, https://, ...).
+    """
     with _plain_errors():
+        from shards.location import redact
         from shards.progress import ProgressLine
         from shards.verify import verify as verify_dataset
 
         with ProgressLine("checking") as line:
-            report = verify_dataset(dataset, workers=workers, strict=strict, progress=line.update)
+            report = verify_dataset(
+                dataset, workers=workers, strict=strict, cache=_cache(cache_dir, cache_size), progress=line.update
+            )
+        shown = redact(dataset, dataset)
         _print_breaches(report.breaches)
         for problem in report.problems:
             click.echo(f"{problem}; the rule: {problem.rule}; {problem.remedy}", err=True)
         if report.problems:
-            click.echo(f"{dataset}: {len(report.problems):,} problem(s)", err=True)
+            click.echo(f"{shown}: {len(report.problems):,} problem(s)", err=True)
             sys.exit(1)
-        click.echo(f"{dataset}: {report.chips:,} chips, all sound")
+        click.echo(f"{shown}: {report.chips:,} chips, all sound")
 
 
 @main.command()
 @_dataset_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def info(dataset: Path, as_json: bool) -> None:
-    """Shows what DATASET holds: counts, labels with their frequencies, bands, sizes, breaches of label rules."""
+@_cache_options
+def info(dataset: str, as_json: bool, cache_dir: str, cache_size: int) -> None:
+    """Shows what DATASET holds: counts, labels with their frequencies, bands, sizes, breaches of label rules.
+
+    DATASET is a folder, or the URL of one (s3://, gs://, https://, ...).
+    """
     with _plain_errors():
         from shards.reader import Dataset
 
-        opened = Dataset(dataset)
+        opened = Dataset(dataset, _cache(cache_dir, cache_size))
         if as_json:
             click.echo(opened.manifest.to_bytes().decode(), nl=False)
             return
         from rich.console import Console
 
-        from shards.assemble import read_indexes
         from shards.summary import dataset_tables, rule_breaches
 
         manifest = opened.manifest
-        breaches = rule_breaches(manifest.vocabulary, read_indexes(dataset, manifest.shards))
-        Console().print(dataset_tables(str(dataset), manifest, breaches))
+        breaches = rule_breaches(manifest.vocabulary, opened.index())
+        Console().print(dataset_tables(opened.shown, manifest, breaches))
 
 
 @main.command()

@@ -7,7 +7,6 @@ import mmap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +16,21 @@ from shards.moments import Moments, MomentSum, total_moments
 from shards.names import NAME_RULE, name_fault, printable
 from shards.packing import check_form, class_member, decode_with_offset
 from shards.pixels import Pixels
-from shards.schema import Manifest, Shard, parse_index
+from shards.reader import read_index
+from shards.schema import Manifest, Shard
+from shards.storage import Storage
 from shards.ustar import BLOCK_BYTES, archive_end, member_header, padding
 
 MOMENT_CHIPS = 64
+MAX_OVERLENGTH = 2**26  # by which a tar may exceed its claim and still be looked at
 _REMEDY = "restore the shard from a copy, or build the dataset again"
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Which shard to check: number `shard` of the manifest of the dataset in `root`."""
+    """Which shard to check: number `shard` of the manifest of the dataset in `storage`."""
 
-    root: Path
+    storage: Storage
     manifest: Manifest
     shard: int
     strict: bool
@@ -48,42 +50,54 @@ def inspect_shard(task: ShardTask) -> ShardFindings:
     """Checks one shard and never raises for what its files hold."""
     shard = task.manifest.shards[task.shard]
     findings = ShardFindings()
-    findings.index, index_problems = _read_index(task.root, shard)
-    tar, tar_problems = _read_tar(task.root, shard)
+    findings.index, index_problems = _read_index(task.storage, shard)
+    tar, tar_problems = _read_tar(task.storage, shard)
     findings.problems += index_problems + tar_problems
     if findings.index is not None and tar is not None:
         _Samples(task, findings, tar).check(findings.index)
     return findings
 
 
-def _read_index(root: Path, shard: Shard) -> tuple[NDArray[np.void] | None, list[Problem]]:
-    path = root / f"{shard.name}.idx"
+def _read_index(storage: Storage, shard: Shard) -> tuple[NDArray[np.void] | None, list[Problem]]:
+    name = storage.name(shard, "idx")
     rule = "every shard has the index that the manifest describes"
     try:
-        return parse_index(path.read_bytes(), shard, str(path)), []
-    except OSError as error:
-        return None, [Problem(rule, printable(str(path)), 0, str(error.strerror), _REMEDY)]
+        return read_index(storage, shard), []
     except DatasetError as error:
-        found = str(error).removeprefix(f"{path}: ")
-        return None, [Problem(rule, printable(str(path)), 0, printable(found), _REMEDY)]
+        return None, [_unreadable(rule, name, error)]
 
 
-def _read_tar(root: Path, shard: Shard) -> tuple[memoryview | None, list[Problem]]:
-    path = root / f"{shard.name}.tar"
+def _unreadable(rule: str, name: str, error: DatasetError) -> Problem:
+    found, _, remedy = str(error).removeprefix(f"{name}: ").rpartition("; ")
+    return Problem(rule, printable(name), 0, printable(found), remedy)
+
+
+def _read_tar(storage: Storage, shard: Shard) -> tuple[memoryview | None, list[Problem]]:
+    name = storage.name(shard, "tar")
     rule = "every shard has the tar that the manifest describes"
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with storage.open(shard, "tar") as file:
             size = file.seek(0, 2)
+            if size > 2 * shard.bytes + MAX_OVERLENGTH:
+                # A sparse file can claim more than anybody can read.
+                return None, [Problem(rule, printable(name), 0, _size_fault(size, shard), _REMEDY)]
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
             tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
     except OSError as error:
-        return None, [Problem(rule, printable(str(path)), 0, str(error.strerror), _REMEDY)]
+        return None, [Problem(rule, printable(name), 0, str(error.strerror), _REMEDY)]
+    except DatasetError as error:
+        return None, [_unreadable(rule, name, error)]
     faults = []
     if size != shard.bytes:
-        faults.append(f"{size} bytes where the manifest says {shard.bytes}")
+        faults.append(_size_fault(size, shard))
     if digest != shard.sha256:
         faults.append(f"sha256 {digest} where the manifest says {shard.sha256}")
-    return tar, [Problem(rule, printable(str(path)), 0, fault, _REMEDY) for fault in faults]
+    return tar, [Problem(rule, printable(name), 0, fault, _REMEDY) for fault in faults]
+
+
+def _size_fault(size: int, shard: Shard) -> str:
+    return f"{size} bytes where the manifest says {shard.bytes}"
 
 
 class _Samples:
@@ -91,7 +105,7 @@ class _Samples:
 
     def __init__(self, task: ShardTask, findings: ShardFindings, tar: memoryview) -> None:
         self._task, self._findings, self._tar = task, findings, tar
-        self._where = printable(str(task.root / f"{task.manifest.shards[task.shard].name}.tar"))
+        self._where = printable(task.storage.name(task.manifest.shards[task.shard], "tar"))
         self._kind = task.manifest.image.kind
         self._form = task.manifest.image.pixels
         self._vocabulary = task.manifest.vocabulary

@@ -6,6 +6,8 @@ JPEG gives the pixels of PIL's convert("RGB"), TIFF those of tifffile, bit for b
 from __future__ import annotations
 
 import io
+import math
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,10 @@ Pixels = NDArray[np.generic]
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 MAX_PIXELS = 4096 * 4096  # of one chip: a file that claims more is refused before memory is taken for it
+MAX_BANDS = 64
+
+_DEFLATE = (8, 32946)
+_PLAIN_COMPRESSIONS = (1, 5, 32773)  # none, LZW, PackBits: none of them grows a thousandfold
 
 _MAGIC = {
     "jpg": (b"\xff\xd8\xff",),
@@ -155,6 +161,7 @@ def decode_tiff(data: bytes | memoryview) -> tuple[Pixels, int]:
                 raise DecodeError(
                     f"axes {page.axes}", "a chip has rows, columns and bands", "write it as (H, W, bands)"
                 )
+            _check_sizes(page, data)
             pixels = page.asarray()
             plain = page.is_contiguous and page.axes != "SYX" and tif.byteorder == "<"
             offset = page.dataoffsets[0] if plain else 0
@@ -167,20 +174,50 @@ def decode_tiff(data: bytes | memoryview) -> tuple[Pixels, int]:
         pixels = pixels[..., None]
     elif axes == "SYX":
         pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
-    if pixels.dtype.name not in DTYPES:
-        raise DecodeError(
-            f"dtype {pixels.dtype.name}",
-            f"pixels are one of {', '.join(DTYPES)}",
-            "convert the file to one of these",
-        )
     if offset and offset + pixels.nbytes > len(data):
         raise DecodeError(f"{len(data)} bytes of {offset + pixels.nbytes}", "a TIFF holds all its pixels", _COPY_AGAIN)
     return pixels, offset
 
 
+def _check_sizes(page: tifffile.TiffPage, data: bytes | memoryview) -> None:
+    """Raises DecodeError unless a page of bearable size unpacks to what its tags say, before memory is taken for it."""
+    dtype = "unknown" if page.dtype is None else page.dtype.name
+    if page.dtype is None or dtype not in DTYPES:
+        raise DecodeError(
+            f"dtype {dtype}", f"pixels are one of {', '.join(DTYPES)}", "convert the file to one of these"
+        )
+    segment_pixels = math.prod(page.chunks)
+    if segment_pixels > 4 * MAX_PIXELS:
+        raise DecodeError(f"tiles of {page.chunks}", "a TIFF's tiles are no larger than a chip may be", _COPY_AGAIN)
+    if page.compression in _DEFLATE:
+        # tifffile unpacks whatever a segment holds: a few megabytes can hold gigabytes of zeros.
+        most = segment_pixels * page.dtype.itemsize
+        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if len(zlib.decompressobj().decompress(data[offset : offset + size], most + 1)) > most:
+                raise DecodeError(
+                    f"a segment that unpacks to more than its {most} bytes",
+                    "a TIFF holds the pixels that its tags name and no more",
+                    _COPY_AGAIN,
+                )
+    elif page.compression not in _PLAIN_COMPRESSIONS:
+        raise DecodeError(
+            f"compression {getattr(page.compression, 'name', page.compression)}",
+            "a TIFF is uncompressed, or compressed by deflate, LZW or PackBits",
+            "convert it to one of these",
+        )
+
+
 def raw_pixels(data: bytes | memoryview, offset: int, form: PixelFormat, out: Pixels) -> Pixels:
-    """Copies pixels that lie uncompressed at `offset` of `data` into `out` (H, W, bands)."""
+    """Copies pixels that lie uncompressed at `offset` of `data` into `out` (H, W, bands).
+
+    Raises:
+        DecodeError: they would lie outside of `data`, or do not fit `out`.
+    """
     count = form.height * form.width * form.bands
+    if offset + count * np.dtype(form.dtype).itemsize > len(data):
+        raise DecodeError(
+            f"pixels from byte {offset} of {len(data)} on", "an image holds all its pixels", "run planet-shard verify"
+        )
     flat = np.frombuffer(data, np.dtype(form.dtype).newbyteorder("<"), count, offset)
     return _copy_into(flat.reshape(form.height, form.width, form.bands), out)
 

@@ -1,15 +1,18 @@
 """Reads a dataset: the manifest, the indexes, and any chip by its id from memory-mapped tars.
 
 A chip's id is its place in the dataset, 0 to count - 1: the shards in the manifest's order, the chips of
-each in its index's.
+each in its index's. A dataset that lies elsewhere is read the same way, from tars that are fetched into a cache.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import threading
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,58 +20,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DatasetError, DecodeError
+from shards.names import printable
 from shards.pixels import Pixels, decode, raw_pixels
-from shards.schema import MANIFEST, Manifest, Shard, parse_index, parse_manifest
+from shards.schema import MANIFEST, Manifest, Shard, most_index_bytes, parse_index, parse_manifest
+from shards.storage import CacheOptions, Storage, open_storage
+
+_INDEX_FETCHERS = 8
 
 
 @dataclass(frozen=True)
-class _OpenShard:
-    index: NDArray[np.void]
-    tar: mmap.mmap | bytes
+class _OpenTar:
+    data: mmap.mmap | bytes
+    status: os.stat_result
 
 
 class Dataset:
     """A dataset opened for reading; safe to use from many threads.
 
+    Args:
+        location: its folder, or the URL of one (shards.location).
+        cache: where the files of a dataset behind a URL are kept.
+
     Attributes:
-        root: its folder.
+        storage: where its files are.
+        root: its folder; for a dataset behind a URL, the cache's.
+        shown: its location for people, without credentials.
         manifest: its manifest.
         digest: sha256 of the manifest's bytes, which stands for the whole content.
 
     Raises:
-        DatasetError: there is no whole dataset in `root`.
+        DatasetError: there is no whole dataset at `location`.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        path = self.root / MANIFEST
-        if not self.root.is_dir():
-            raise DatasetError(f"{self.root}: no such folder; make a dataset with planet-shard build --out {self.root}")
-        if not path.is_file():
-            raise DatasetError(
-                f"{self.root}: no {MANIFEST}, so its build did not finish (or it is not a dataset); "
-                "run the same planet-shard build again, which goes on where it stopped"
-            )
-        data = path.read_bytes()
-        self.manifest: Manifest = parse_manifest(data, str(path))
+    def __init__(self, location: str | Path, cache: CacheOptions | None = None) -> None:
+        self.storage: Storage = open_storage(location, cache)
+        self.root, self.shown = self.storage.root, self.storage.shown
+        data = self.storage.manifest()
+        self.manifest: Manifest = parse_manifest(data, f"{self.shown.rstrip('/')}/{MANIFEST}")
         self.digest = hashlib.sha256(data).hexdigest()
         self._starts = np.cumsum([0] + [shard.count for shard in self.manifest.shards])
-        self._open: dict[int, _OpenShard] = {}
-        self._lock = threading.Lock()
+        self._indexes: dict[int, NDArray[np.void]] = {}
+        self._tars: dict[int, _OpenTar] = {}
+        self._locks: defaultdict[int, threading.RLock] = defaultdict(threading.RLock)
 
     def __len__(self) -> int:
         return self.manifest.count
 
     def index(self) -> NDArray[np.void]:
-        """The records of all chips (N,), of schema.index_dtype."""
-        parts = [self._shard(number).index for number in range(len(self.manifest.shards))]
-        if not parts:
-            raise DatasetError(f"{self.root}: the dataset has no chips")
-        return np.concatenate(parts)
+        """The records of all chips (N,), of schema.index_dtype.
+
+        Raises:
+            DatasetError: there are none, an index is damaged, two chips bear one name, or labels are unknown.
+        """
+        numbers = range(len(self.manifest.shards))
+        if not numbers:
+            raise DatasetError(f"{self.shown}: the dataset has no chips")
+        if self.storage.remote:
+            with ThreadPoolExecutor(_INDEX_FETCHERS) as pool:
+                parts = list(pool.map(self._index, numbers))
+        else:
+            for number in numbers:
+                self._tar(number)  # a tar that is missing is better missed now
+            parts = [self._index(number) for number in numbers]
+        index_N = np.concatenate(parts)
+        self._check_labels_and_names(index_N)
+        return index_N
 
     def keys(self, ids: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """The names of chips."""
-        return [bytes(self._record(int(i))[1]["key"]).decode() for i in ids]
+        return [bytes(self._record(int(i))[1]["key"]).decode("utf-8", "backslashreplace") for i in ids]
 
     def image(self, chip_id: int) -> memoryview:
         """The bytes of a chip's image file, checked against its digest.
@@ -76,10 +96,17 @@ class Dataset:
         Raises:
             DatasetError: the bytes are not those that were packed.
         """
-        shard, record = self._record(chip_id)
-        offset, size = int(record["offset"]), int(record["size"])
-        data = memoryview(shard.tar)[offset : offset + size]
-        if hashlib.sha256(data).digest() != record["digest"].tobytes():
+        number, record = self._record(chip_id)
+        tar = self._tar(number)
+        data = _image_of(tar, record)
+        if _is_other(data, record) and self.storage.remote:
+            # A cache's disk can go bad like any other, and there is a sound copy to fetch.
+            with self._locks[number]:
+                if self._tars.get(number) is tar:
+                    self.storage.discard(self.manifest.shards[number])
+                    del self._tars[number]
+            data = _image_of(self._tar(number), record)
+        if _is_other(data, record):
             raise DatasetError(
                 f"{self._name(chip_id)}: its bytes have changed since the build (sha256 differs); "
                 "run planet-shard verify, then restore or rebuild the shard"
@@ -105,9 +132,32 @@ class Dataset:
         except DecodeError as error:
             raise DatasetError(f"{self._name(chip_id)}: {error}") from error
 
+    def prefetch(self, ids: Iterable[int]) -> None:
+        """Starts to fetch the shards of chips that are soon to be read, where they are not on this host yet."""
+        if self.storage.remote:
+            places = np.unique(np.fromiter(ids, np.int64))
+            numbers = np.unique(np.searchsorted(self._starts, places[places >= 0], side="right") - 1)
+            self.storage.prefetch([self.manifest.shards[number] for number in numbers.tolist()])
+
+    def _check_labels_and_names(self, index_N: NDArray[np.void]) -> None:
+        allowed = np.uint64((1 << len(self.manifest.labels)) - 1)
+        labels_N = index_N["labels"]
+        if ((labels_N & ~allowed) != 0).any() or (labels_N[~index_N["labelled"]] != 0).any():
+            raise DatasetError(
+                f"{self.shown}: an index holds labels that the manifest lacks, or labels of unlabelled chips; "
+                "run planet-shard verify, then restore or rebuild the dataset"
+            )
+        keys, counts = np.unique(index_N["key"], return_counts=True)
+        if len(keys) != len(index_N):
+            twice = bytes(keys[counts > 1][0]).decode("utf-8", "surrogateescape")
+            raise DatasetError(
+                f"{self.shown}: the chip {printable(repr(twice))} stands in it more than once; "
+                "run planet-shard verify, then restore or rebuild the dataset"
+            )
+
     def _name(self, chip_id: int) -> str:
         shard = self.manifest.shards[self._locate(chip_id)[0]]
-        return f"{self.root / shard.name}.tar, chip {self.keys([chip_id])[0]!r} (id {chip_id})"
+        return f"{self.storage.name(shard, 'tar')}, chip {self.keys([chip_id])[0]!r} (id {chip_id})"
 
     def _locate(self, chip_id: int) -> tuple[int, int]:
         if not 0 <= chip_id < len(self):
@@ -115,39 +165,74 @@ class Dataset:
         number = int(np.searchsorted(self._starts, chip_id, side="right")) - 1
         return number, chip_id - int(self._starts[number])
 
-    def _record(self, chip_id: int) -> tuple[_OpenShard, np.void]:
+    def _record(self, chip_id: int) -> tuple[int, np.void]:
         number, row = self._locate(chip_id)
-        shard = self._shard(number)
-        return shard, shard.index[row]
+        return number, self._index(number)[row]
 
-    def _shard(self, number: int) -> _OpenShard:
-        shard = self._open.get(number)
-        if shard is None:
-            with self._lock:
-                shard = self._open.get(number)
-                if shard is None:
-                    shard = self._open[number] = open_shard(self.root, self.manifest.shards[number])
-        return shard
+    def _index(self, number: int) -> NDArray[np.void]:
+        index = self._indexes.get(number)
+        if index is None:
+            with self._locks[number]:
+                index = self._indexes.get(number)
+                if index is None:
+                    index = self._indexes[number] = read_index(self.storage, self.manifest.shards[number])
+        return index
+
+    def _tar(self, number: int) -> _OpenTar:
+        tar = self._tars.get(number)
+        if tar is None:
+            with self._locks[number]:
+                tar = self._tars.get(number)
+                if tar is None:
+                    tar = self._tars[number] = _open_tar(self.storage, self.manifest.shards[number])
+                    if self.storage.remote:
+                        self._let_go()
+        return tar
+
+    def _let_go(self) -> None:
+        """Closes tars that the cache has removed, so that their space comes back."""
+        for number, tar in list(self._tars.items()):
+            if not self.storage.holds(self.manifest.shards[number], tar.status):
+                self._tars.pop(number, None)
 
 
-def open_shard(root: Path, shard: Shard) -> _OpenShard:
-    """Maps a shard's tar and reads its index.
+def _image_of(tar: _OpenTar, record: np.void) -> memoryview:
+    offset, size = int(record["offset"]), int(record["size"])
+    return memoryview(tar.data)[offset : offset + size]
+
+
+def _is_other(data: memoryview, record: np.void) -> bool:
+    return hashlib.sha256(data).digest() != bytes(record["digest"])
+
+
+def read_index(storage: Storage, shard: Shard) -> NDArray[np.void]:
+    """A shard's index, held against the manifest.
 
     Raises:
-        DatasetError: a file is missing, of another size, or the index is not the manifest's.
+        DatasetError: it's missing, of another size, or not the manifest's.
     """
-    tar_path, index_path = root / f"{shard.name}.tar", root / f"{shard.name}.idx"
     try:
-        index = parse_index(index_path.read_bytes(), shard, str(index_path))
-        with tar_path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size != shard.bytes:
-                raise DatasetError(
-                    f"{tar_path}: {size} bytes where the manifest says {shard.bytes}; restore or rebuild the shard"
-                )
-            tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        with storage.open(shard, "idx") as file:
+            data = file.read(most_index_bytes(shard) + 1)
     except OSError as error:
-        raise DatasetError(
-            f"{error.filename}: {error.strerror}; restore the file or run planet-shard build again"
-        ) from error
-    return _OpenShard(index, tar)
+        raise _unreadable(storage.name(shard, "idx"), error) from error
+    return parse_index(data, shard, storage.name(shard, "idx"))
+
+
+def _open_tar(storage: Storage, shard: Shard) -> _OpenTar:
+    try:
+        with storage.open(shard, "tar") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size != shard.bytes:
+                raise DatasetError(
+                    f"{storage.name(shard, 'tar')}: {status.st_size} bytes where the manifest says {shard.bytes}; "
+                    "restore or rebuild the shard"
+                )
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if status.st_size else b""
+            return _OpenTar(data, status)
+    except OSError as error:
+        raise _unreadable(storage.name(shard, "tar"), error) from error
+
+
+def _unreadable(name: str, error: OSError) -> DatasetError:
+    return DatasetError(f"{name}: {error.strerror}; restore the file or run planet-shard build again")

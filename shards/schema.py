@@ -15,15 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shards.errors import DatasetError
 from shards.labels import ExclusiveGroup, Vocabulary
-from shards.pixels import DTYPES, PixelFormat
+from shards.pixels import DTYPES, MAX_BANDS, MAX_PIXELS, PixelFormat
 
 FORMAT: Final = "planet-dist-dataset"
 VERSION = 1
 MANIFEST = "manifest.json"
 MAX_KEY_BYTES = 90  # a USTAR name holds 100 bytes, extension included
+MAX_MANIFEST_BYTES = 64 * 2**20  # some 300,000 shards; a larger file is not read into memory
+_SEAL_MARK = b',\n "seal": "'
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]  # what a JSON number holds exactly everywhere
+Measure = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Record(BaseModel):
@@ -44,6 +47,11 @@ class ImageForm(_Record):
     def _consistent(self) -> ImageForm:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.height * self.width > MAX_PIXELS or self.bands > MAX_BANDS:
+            raise ValueError(
+                f"{self.height}x{self.width} pixels of {self.bands} bands; a chip has at most {MAX_PIXELS} pixels "
+                f"and {MAX_BANDS} bands"
+            )
         if len(self.band_order) != self.bands:
             raise ValueError(f"band_order names {len(self.band_order)} of {self.bands} bands")
         return self
@@ -96,6 +104,7 @@ class Manifest(_Record):
         label_counts: chips that bear label i.
         cooccurrence: [i][j] chips that bear both labels i and j.
         mean, std: per band, in the pixels' own units, over every fourth row of every chip (moments.py).
+        tars: "packed" in the one layout that the build writes, or "indexed": somebody else's, read where they lie.
     """
 
     format: Literal["planet-dist-dataset"]
@@ -108,8 +117,9 @@ class Manifest(_Record):
     labelled: Count
     label_counts: list[Count]
     cooccurrence: list[list[Count]]
-    mean: list[float]
-    std: list[float]
+    mean: list[Measure]
+    std: list[Measure]
+    tars: Literal["packed", "indexed"] = "packed"
     sources: Sources
     shards: list[Shard]
 
@@ -135,7 +145,30 @@ class Manifest(_Record):
 
     def to_bytes(self) -> bytes:
         """The file's bytes: the same for the same content, wherever and whenever it's written."""
-        return (json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()
+        return sealed(self.model_dump())
+
+
+def sealed(table: dict[str, Any]) -> bytes:
+    """A manifest's table as the bytes of its file, whose last key is the sha256 of all bytes before that key."""
+    plain = {key: value for key, value in table.items() if key != "seal"}
+    body = json.dumps(plain, indent=1, ensure_ascii=False).encode().removesuffix(b"\n}")
+    return body + _SEAL_MARK + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def _check_seal(data: bytes, where: str) -> None:
+    body, mark, rest = data.rpartition(_SEAL_MARK)
+    if not mark or rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
+        raise DatasetError(
+            f"{where}: changed since it was written (its seal is not the sha256 of what stands before it); "
+            "restore it from a copy, or build the dataset again"
+        )
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return table
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
@@ -144,9 +177,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     Raises:
         DatasetError: not a manifest, of another version, or inconsistent in itself.
     """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise DatasetError(f"{where}: more than {MAX_MANIFEST_BYTES >> 20} MiB; this is not the manifest of a dataset")
     try:
-        table: Any = json.loads(data)
-    except ValueError as error:
+        table: Any = json.loads(data, object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: not JSON ({error}); run planet-shard build again") from error
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise DatasetError(f"{where}: not the manifest of a dataset (its format is not {FORMAT!r})")
@@ -155,6 +190,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             f"{where}: format version {table.get('version')!r}; this program reads version {VERSION}; "
             "build the dataset again with it, or use the release that wrote it"
         )
+    if "seal" in table:  # the first datasets were written without
+        _check_seal(data, where)
+        del table["seal"]
     try:
         manifest = Manifest.model_validate(table)
         manifest.vocabulary  # noqa: B018 - raises for labels that break the vocabulary's own rules
@@ -187,6 +225,11 @@ def index_dtype(key_bytes: int) -> np.dtype[np.void]:
     )
 
 
+def most_index_bytes(shard: Shard) -> int:
+    """The bytes that a shard's index has at most: larger files are not read into memory."""
+    return shard.count * index_dtype(MAX_KEY_BYTES).itemsize + 4096
+
+
 def index_bytes(index: NDArray[np.void]) -> bytes:
     """An index as the bytes of its file, in NumPy's npy format."""
     buffer = io.BytesIO()
@@ -205,13 +248,22 @@ def parse_index(data: bytes, shard: Shard, where: str) -> NDArray[np.void]:
             f"{where}: the index's sha256 is not the manifest's, so it is damaged or of another shard; "
             "restore it or run planet-shard build again"
         )
+    # The header is read first, because NumPy would take memory for whatever shape it claims.
+    stream = io.BytesIO(data)
     try:
-        index: NDArray[np.void] = np.load(io.BytesIO(data), allow_pickle=False)
-        key_bytes = index.dtype["key"].itemsize
-    except (ValueError, KeyError, TypeError, EOFError, MemoryError) as error:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        key_bytes = dtype["key"].itemsize if dtype.names else 0
+    except (ValueError, KeyError, TypeError, EOFError) as error:
         raise DatasetError(f"{where}: not an index ({error}); run planet-shard build again") from error
-    if key_bytes > MAX_KEY_BYTES or index.dtype != index_dtype(key_bytes) or index.shape != (shard.count,):
-        raise DatasetError(f"{where}: {index.dtype} {index.shape} is not an index of {shard.count} chips")
+    if not 0 < key_bytes <= MAX_KEY_BYTES or dtype != index_dtype(key_bytes) or shape != (shard.count,):
+        raise DatasetError(f"{where}: {dtype} {shape} is not an index of {shard.count} chips")
+    start = stream.tell()
+    if len(data) - start != shard.count * dtype.itemsize:
+        raise DatasetError(f"{where}: not an index ({len(data)} bytes); run planet-shard build again")
+    index: NDArray[np.void] = np.frombuffer(data, dtype, shard.count, start).copy()
     ends = index["offset"] + index["size"]
     if shard.count and (int(ends.max()) > shard.bytes or bool((ends < index["offset"]).any())):
         raise DatasetError(f"{where}: an offset lies outside the shard's {shard.bytes} bytes")

@@ -18,6 +18,7 @@ from shards.moments import counted_pixels, total_moments
 from shards.names import printable
 from shards.reader import Dataset
 from shards.schema import MANIFEST, Manifest
+from shards.storage import CacheOptions
 from shards.unfinished import REJECTED
 from shards.workers import map_in_order, worker_pool
 
@@ -40,26 +41,29 @@ class VerifyReport:
 
 
 def verify(
-    root: Path,
+    root: str | Path,
     *,
     workers: int = 1,
     strict: bool = False,
+    cache: CacheOptions | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> VerifyReport:
     """Checks a dataset: files, digests, tar structure, every image, every label set, all counts.
 
     Args:
-        root: the dataset's folder.
+        root: the dataset's folder or URL.
         workers: processes, each of which takes whole shards.
         strict: a label set that breaks a rule of the vocabulary is a problem.
+        cache: where the files of a dataset behind a URL are kept.
         progress: called with the chips checked and their number.
 
     Raises:
         DatasetError: there is no manifest, or it cannot be read.
     """
-    manifest = Dataset(root).manifest
-    problems = _extra_files(root, manifest)
-    tasks = [ShardTask(root, manifest, number, strict) for number in range(len(manifest.shards))]
+    dataset = Dataset(root, cache)
+    manifest, shown = dataset.manifest, dataset.shown
+    problems = [] if dataset.storage.remote else _extra_files(dataset.root, manifest)
+    tasks = [ShardTask(dataset.storage, manifest, number, strict) for number in range(len(manifest.shards))]
     findings: list[ShardFindings] = []
     done = 0
     progress(0, manifest.count)
@@ -74,9 +78,9 @@ def verify(
     whole = [index for index in indexes if index is not None]
     if whole and len(whole) == len(indexes):
         index_N = np.concatenate(whole)
-        problems += _repeated_names(root, index_N) + _totals(root, manifest, index_N, findings)
+        problems += _repeated_names(shown, index_N) + _totals(shown, manifest, index_N, findings)
     elif not indexes:
-        problems.append(_manifest_problem(root, "the manifest names no shard"))
+        problems.append(_manifest_problem(shown, "the manifest names no shard"))
     return VerifyReport(done, problems, breaches)
 
 
@@ -92,16 +96,16 @@ def _extra_files(root: Path, manifest: Manifest) -> list[Problem]:
             "move it elsewhere, or delete it",
         )
         for path in sorted(root.iterdir())
-        if path.name not in known
+        if path.name not in known and (manifest.tars == "packed" or path.suffix in (".tar", ".idx"))
     ]
 
 
-def _repeated_names(root: Path, index_N: NDArray[np.void]) -> list[Problem]:
+def _repeated_names(shown: str, index_N: NDArray[np.void]) -> list[Problem]:
     counts = Counter(bytes(key) for key in index_N["key"])
     return [
         Problem(
             "every chip has a name of its own",
-            printable(str(root)),
+            printable(shown),
             0,
             f"{printable(repr(key.decode('utf-8', 'surrogateescape')))} stands {count} times",
             REBUILD,
@@ -112,7 +116,7 @@ def _repeated_names(root: Path, index_N: NDArray[np.void]) -> list[Problem]:
 
 
 def _totals(
-    root: Path, manifest: Manifest, index_N: NDArray[np.void], findings: Sequence[ShardFindings]
+    shown: str, manifest: Manifest, index_N: NDArray[np.void], findings: Sequence[ShardFindings]
 ) -> list[Problem]:
     labelled, label_counts, cooccurrence = label_statistics(manifest.vocabulary, index_N)
     found = {
@@ -137,9 +141,9 @@ def _totals(
             # Floats are added in another order here than in the build's chunks; integers agree in every digit.
             if not all(math.isclose(*pair, rel_tol=1e-7) for pair in zip(values, claims, strict=True)):
                 wrong.append(name)
-    return [_manifest_problem(root, f"{name} is not what the chips and their indexes give") for name in wrong]
+    return [_manifest_problem(shown, f"{name} is not what the chips and their indexes give") for name in wrong]
 
 
-def _manifest_problem(root: Path, value: str) -> Problem:
+def _manifest_problem(shown: str, value: str) -> Problem:
     rule = "the manifest's figures are those of its chips"
-    return Problem(rule, printable(str(root / MANIFEST)), 0, value, REBUILD)
+    return Problem(rule, printable(f"{shown}/{MANIFEST}"), 0, value, REBUILD)
