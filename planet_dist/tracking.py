@@ -127,7 +127,8 @@ class Tracker:
     def close(self) -> None:
         """Flushes what is not yet written."""
         if self._on:
-            self._quietly(self._accelerator.end_training)
+            for tracker in self._accelerator.trackers:
+                self._quietly(tracker.finish)
 
     def _quietly(self, call: Any, *args: Any, **kwargs: Any) -> None:
         # W&B prints banners to the terminal that the live line is on.

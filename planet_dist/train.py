@@ -111,15 +111,18 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, name: s
         run.create(config)
     accelerator.wait_for_everyone()
     tracker = Tracker(accelerator, config, run, name=name, run_id=checkpoint.state.tracker_id if checkpoint else None)
+    evaluation = None
     try:
         evaluation = Trainer(config, data, run, tracker, accelerator, checkpoint).train()
     except Stopped as stopped:
         if accelerator.is_main_process:
             run.write_stopped(stopped.reason, stopped.total_steps)
             click.echo(str(stopped))
-        return
     finally:
         tracker.close()
+    # A rank that exits with its process group open may abort in the group's own threads.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     if evaluation is not None:
         print_evaluation(evaluation)
         click.echo(
