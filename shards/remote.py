@@ -70,9 +70,14 @@ class RemoteStorage:
         Raises:
             DatasetError: it cannot be fetched, or is twice not what the manifest says.
         """
-        if ending == "tar":
-            return self._cache.obtain(shard.sha256, shard.bytes, partial(self._fetch, shard, ending))
-        return self._cache.obtain(shard.index_sha256, most_index_bytes(shard), partial(self._fetch, shard, ending))
+        sha256, most_bytes = _claims(shard, ending)
+        file = self._cache.obtain(sha256, most_bytes, partial(self._fetch, shard, ending))
+        if not _looks_whole(file, shard, ending):
+            # It was whole once: a disk has lost it, or somebody has written over it.
+            file.close()
+            self._cache.discard(sha256)
+            file = self._cache.obtain(sha256, most_bytes, partial(self._fetch, shard, ending))
+        return file
 
     def holds(self, shard: Shard, opened: os.stat_result) -> bool:
         """Whether the cache still has a tar that was opened here."""
@@ -142,7 +147,7 @@ class RemoteStorage:
 
     def _fetch(self, shard: Shard, ending: Ending, sink: BinaryIO) -> None:
         """Writes a file into `sink`, checked; once more where it came wrong."""
-        digest, most = (shard.sha256, shard.bytes) if ending == "tar" else (shard.index_sha256, most_index_bytes(shard))
+        digest, most = _claims(shard, ending)
         name = f"{shard.name}.{ending}"
         for last in (False, True):
             try:
@@ -202,6 +207,20 @@ class RemoteStorage:
             if (seconds - _GRACE_SECONDS) * patience.slowest_bytes_per_second > size:
                 raise TimeoutError(f"{size:,} bytes in {seconds:.0f} seconds")
         return digest.hexdigest()
+
+
+def _claims(shard: Shard, ending: Ending) -> tuple[str, int]:
+    """A file's sha256, and the bytes that it may have."""
+    return (shard.sha256, shard.bytes) if ending == "tar" else (shard.index_sha256, most_index_bytes(shard))
+
+
+def _looks_whole(file: io.BufferedReader, shard: Shard, ending: Ending) -> bool:
+    """Whether a cached file can be what it was: by its size for a tar, whose chips are checked one by one."""
+    if ending == "tar":
+        return os.fstat(file.fileno()).st_size == shard.bytes
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return found == shard.index_sha256
 
 
 def _settings(location: str, patience: Patience) -> dict[str, Any]:
