@@ -16,13 +16,14 @@ def contender_table(evaluation: EnsembleEvaluation) -> Table:
         caption=f"cross-fitted: each row decided by thresholds fitted without its fold, {evaluation.folds} folds; "
         "* in the bundle",
     )
-    table.add_column("", no_wrap=True)
-    for heading in ("same rows", "cross-fitted", "95% interval", "behind the best"):
+    table.add_column("", overflow="fold")
+    for heading in ("same rows", "cross-fitted", "95% interval", "behind best"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in evaluation.contenders:
         mark = "*" if one.name == evaluation.rule else " "
+        number = f"#{evaluation.members.index(one.name) + 1} " if one.name in evaluation.members else ""
         table.add_row(
-            f"{mark} {one.name}",
+            f"{mark} {number}{one.name}",
             f"{one.same_rows_f2:.4f}",
             f"{one.cross_fitted_f2:.4f}",
             f"{one.low:.4f}-{one.high:.4f}",
@@ -34,14 +35,14 @@ def contender_table(evaluation: EnsembleEvaluation) -> Table:
 
 def member_table(evaluation: EnsembleEvaluation) -> Table:
     """Each label's scores under the combination, and each member's own F2 beside them."""
+    rare_too = "; r: rare" if evaluation.rule == "any-rare" else ""
     table = Table(
         title=f"Labels under {evaluation.rule}, cross-fitted",
-        caption="then each member's own F2, in the order above; - : not trained on this label; r : rare"
-        if evaluation.rule == "any-rare"
-        else "then each member's own F2; - : not trained on this label",
+        caption=f"#1, #2 ...: each member's own F2, in the order given; -: not trained on this label{rare_too}",
     )
     table.add_column("label", no_wrap=True)
-    for heading in ("support", "precision", "recall", "F2", *evaluation.members):
+    numbers = [f"#{i}" for i in range(1, len(evaluation.members) + 1)]
+    for heading in ("support", "precision", "recall", "F2", *numbers):
         table.add_column(heading, justify="right")
     scores = evaluation.label_scores
     for c, label in enumerate(evaluation.labels):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from planet_dist.losses import competing_groups
 from planet_dist.metrics import Bools, accuracy, cross_entropy_of_logits, mean_f2, probabilities
 from planet_dist.predictions import write_predictions
 from planet_dist.runfolder import RunFolder
-from planet_dist.thresholds import decide, fit_single, write_thresholds
+from planet_dist.thresholds import Thresholds, decide, fit_single, write_thresholds
 from shards.errors import TrainingError
 from shards.schema import write_whole
 
@@ -89,12 +90,25 @@ def conclude(config: Config, data: Data, run: RunFolder, logits: Logits, weights
     write_predictions(run.evaluation / "predictions.npz", data.labels, logits.ids_N, logits.logits_NC, targets_NC)
     write_thresholds(run.evaluation / "thresholds.json", evaluation.chosen)
     scores = evaluation.to_json()
+    if not speaks_C.all():
+        # Or a reader would take the others' figures, which stand for right answers, for the model's.
+        spoken = [label for label, speaks in zip(data.labels, speaks_C, strict=True) if speaks]
+        scores |= {"specialist_of": spoken, "labels": [one for one in scores["labels"] if one["label"] in spoken]}
     write_whole(run.evaluation / "metrics.json", (json.dumps(scores, indent=1) + "\n").encode())
-    write_bundle(run.bundle, _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation), [weights])
+    bundle = _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation.chosen, scores)
+    write_bundle(run.bundle, bundle, [weights])
     return evaluation
 
 
-def _bundle(config: Config, data: Data, name: str, weights: Path, speaks_C: Bools, evaluation: Evaluation) -> Bundle:
+def _bundle(
+    config: Config,
+    data: Data,
+    name: str,
+    weights: Path,
+    speaks_C: Bools,
+    thresholds: Thresholds,
+    scores: dict[str, Any],
+) -> Bundle:
     manifest = data.dataset.manifest
     member = Member(
         name=name,
@@ -108,7 +122,7 @@ def _bundle(config: Config, data: Data, name: str, weights: Path, speaks_C: Bool
         turns=config.evaluate.turns,
         competing_groups=competing_groups(config.loss, manifest.vocabulary),
         speaks_for=[label for label, speaks in zip(manifest.labels, speaks_C, strict=True) if speaks],
-        thresholds=evaluation.chosen,
+        thresholds=thresholds,
     )
     trained_NC = data.targets_NC[data.split.train_ids]
     return Bundle(
@@ -117,9 +131,9 @@ def _bundle(config: Config, data: Data, name: str, weights: Path, speaks_C: Bool
         alone=manifest.alone,
         image=manifest.image,
         members=[member],
-        thresholds=evaluation.chosen,
+        thresholds=thresholds,
         training_chips=len(trained_NC),
         training_label_counts=trained_NC.sum(axis=0, dtype=np.int64).tolist(),
-        scores=evaluation.to_json(),
+        scores=scores,
         dataset_digest=data.dataset.digest,
     )

@@ -152,7 +152,7 @@ def combine(*words: object) -> Result:
 def test_the_command_prints_both_tables_and_will_not_write_over_a_bundle(runs: list[Path], tmp_path: Path) -> None:
     done = combine(*runs, "--rule", "vote", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    for shown in ("* vote", "any-rare", "agriculture", "selective_logging", "cross-fitted", "behind the best"):
+    for shown in ("* vote", "any-rare", "agriculture", "selective_logging", "cross-fitted", "behind best", "#3"):
         assert shown in done.stdout
     again = combine(*runs, "--rule", "mean", "--out", tmp_path / "out")
     assert again.exit_code == 1 and "holds a bundle or a run already" in again.stderr
