@@ -2,7 +2,8 @@
 
 The manifest is fetched when a dataset is opened; its digests say what every other file must hold, so that nothing
 wrong ever stands in the cache under a right name. Credentials are best given where each protocol looks for them (the
-environment, ~/.aws, ~/.netrc); those in a URL work, and are hidden wherever the URL is shown.
+environment, ~/.aws, ~/.netrc). Those in a URL work, and are hidden wherever this program shows the URL; a launcher or
+`ps` may still show a command line, so write $NAME in the URL for a secret that an environment variable holds.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class RemoteStorage:
     remote = True
 
     def __init__(self, location: str, cache: CacheOptions) -> None:
+        location = os.path.expandvars(location)
         self.shown = redact(location, location)
         self._location, self._options = location, cache
         self._cache = ShardCache(
