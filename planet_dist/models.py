@@ -11,7 +11,7 @@ Letters in names: B chips of a batch, C bands or channels, H and W pixels; logit
                     example.
     small-resnet    ours, for low resolutions: a stem of two convolutions, the second halving the side so that
                     the widest maps cost little; 2 + 2 + 1 basic blocks of width, 2 width and 4 width; global
-                    average pooling. 1.6 million weights at width 64.
+                    average and maximum pooling side by side. 1.6 million weights at width 64.
     anything else   a torchvision network (planet_dist.backbones) and one of three heads: "linear" (labels),
                     "paper1" (first paper, 3.2: pooling and three dense layers; the paper gives no sizes: 512,
                     256, labels) or "paper2" (second paper, 3.1: global average pooling, dense 512 with ReLU
@@ -246,6 +246,13 @@ class _Block(nn.Module):
         return torch.relu(branch_BCHW + self.shortcut(x_BCHW))
 
 
+class _MeanAndMax(nn.Module):
+    """Pools each channel over the chip twice, (B, C, H, W) -> (B, 2C): how much of it there is, and whether at all."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return torch.cat([x_BCHW.mean(dim=(2, 3)), x_BCHW.amax(dim=(2, 3))], dim=1)
+
+
 def _small_resnet(config: ModelConfig, labels: int, bands: int) -> Network:
     width = config.width
 
@@ -259,10 +266,9 @@ def _small_resnet(config: ModelConfig, labels: int, bands: int) -> Network:
     layers["stage1"] = nn.Sequential(_Block(width, width, 1), _Block(width, width, 1))
     layers["stage2"] = nn.Sequential(_Block(width, 2 * width, 2), _Block(2 * width, 2 * width, 1))
     layers["stage3"] = nn.Sequential(_Block(2 * width, 4 * width, 2))
-    layers["pool"] = nn.AdaptiveAvgPool2d(1)
-    layers["flatten"] = nn.Flatten()
+    layers["pool"] = _MeanAndMax()
     backbone = nn.Sequential(layers)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return Network(backbone, _dense([4 * width, labels], config.dropout))
+    return Network(backbone, _dense([8 * width, labels], config.dropout))
