@@ -44,7 +44,7 @@ def write_shard(
     Raises:
         OSError: the disk is full or cannot be written; its filename is the tar's.
     """
-    path = place.state / f"{name}.tar"
+    path = place.draft(name, "tar")
     digest = hashlib.sha256()
     position = 0
     taken: list[Packed] = []

@@ -6,24 +6,23 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
-from shards.assemble import band_names, make_manifest, rejected_csv, write_shard
+from shards.assemble import band_names, write_shard
 from shards.errors import ConfigError, DatasetError, DecodeError, InputError, Problem
 from shards.labels import Vocabulary
 from shards.layout import ShardPlan, chunks, fingerprint, plan_shards
 from shards.packing import Chunk, Packed, decode_with_offset, form_of, pack_chunk
 from shards.pixels import PixelFormat
-from shards.schema import Manifest
+from shards.publish import WHOLE, BuildReport, Inventory, OnBad, Part, complete, usable, write_inventory
 from shards.sources import Record, Scan, scan_sources
-from shards.unfinished import Workplace, check_output, open_workplace
+from shards.unfinished import FinishedShard, Workplace, check_output, open_workplace
 from shards.workers import map_in_order, worker_pool
 
 PROBED_CHIPS = 101
-OnBad = Literal["fail", "skip"]
 Progress = Callable[[int, int], None]
 
 
@@ -54,22 +53,27 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class BuildReport:
-    """What was built, and what the build did about its input."""
+class PartReport:
+    """What a part has packed: its shards, how many of them were done before, and the chips in all of them."""
 
-    manifest: Manifest
-    problems: list[Problem]
-    breaches: Counter[str]
-    other_files: list[str]
+    part: Part
+    shards: int
     reused_shards: int
+    chips: int
 
 
 @dataclass(frozen=True)
 class _Job:
+    scan: Scan
     kind: str
     form: PixelFormat
     key_bytes: int
     plans: list[ShardPlan]
+    part: Part
+
+    @property
+    def own_plans(self) -> list[ShardPlan]:
+        return self.plans[self.part.number :: self.part.count]
 
     def chunks(self, plan: ShardPlan) -> Iterator[Chunk]:
         return chunks(plan, self.kind, self.form, self.key_bytes)
@@ -93,6 +97,37 @@ def build(options: BuildOptions, progress: Progress = lambda done, total: None) 
         ConfigError: the options contradict each other or the images.
         PlanetError: a worker process died.
     """
+    job = _prepare(options, WHOLE, progress)
+    with _writing(options, job) as place:
+        packed = _pack(place, job, options, progress)
+        ordered = [packed.shards[plan.name] for plan in job.plans]
+        return complete(place, _inventory(options, job), ordered, packed.reused_shards)
+
+
+def build_part(options: BuildOptions, part: Part, progress: Progress = lambda done, total: None) -> PartReport:
+    """Packs one part of a dataset, for shards.publish.publish once all parts have ended; parts may run side by side.
+
+    Each part reads all names and sizes, and opens the images of its own shards alone.
+
+    Args:
+        options: the same for every part, but for `workers`.
+        progress: called with the chips done and their number, of this part.
+
+    Raises:
+        as `build` does, for this part's chips and for everything that names and rows show.
+    """
+    job = _prepare(options, part, progress)
+    with _writing(options, job) as place:
+        write_inventory(place, _inventory(options, job))
+        packed = _pack(place, job, options, progress)
+        problems = [problem for shard in packed.shards.values() for problem in shard.problems]
+        if problems and options.on_bad == "fail":
+            raise InputError(problems)
+    chips = sum(shard.shard.count for shard in packed.shards.values())
+    return PartReport(part, len(packed.shards), packed.reused_shards, chips)
+
+
+def _prepare(options: BuildOptions, part: Part, progress: Progress) -> _Job:
     if options.labels is None and not options.unlabelled:
         raise ConfigError("no labels: give a CSV as --labels, or pack the images without with --unlabelled")
     check_output(options.out, options.images, options.labels)
@@ -102,14 +137,37 @@ def build(options: BuildOptions, progress: Progress = lambda done, total: None) 
         raise InputError(scan.problems + _decode_problems(scan.records, scan.kind))
     _check_bands(options, form)
     key_bytes = max(len(record.key.encode()) for record in scan.records)
-    job = _Job(scan.kind, form, key_bytes, plan_shards(scan.records, options.shard_bytes))
+    job = _Job(scan, scan.kind, form, key_bytes, plan_shards(scan.records, options.shard_bytes), part)
     if scan.fatal or (scan.problems and options.on_bad == "fail"):
         raise InputError(scan.problems + _check_only(job, options.workers, progress))
+    return job
+
+
+@contextmanager
+def _writing(options: BuildOptions, job: _Job) -> Iterator[Workplace]:
     try:
-        with open_workplace(options.out, options.images, options.labels) as place:
-            return _build_in(place, job, scan, options, progress)
+        with open_workplace(options.out, options.images, options.labels, shared=job.part.count > 1) as place:
+            yield place
     except OSError as error:
-        raise _write_error(error, options.out, sum(plan.bytes for plan in job.plans)) from error
+        raise _write_error(error, options.out, sum(plan.bytes for plan in job.own_plans)) from error
+
+
+def _inventory(options: BuildOptions, job: _Job) -> Inventory:
+    scan = job.scan
+    return Inventory(
+        kind=job.kind,
+        form=job.form,
+        band_order=tuple(options.band_order or band_names(job.kind, job.form.bands)),
+        vocabulary=options.vocabulary,
+        labels_sha256=scan.labels_sha256,
+        repeated_tags=scan.repeated_tags,
+        breaches=dict(scan.breaches),
+        other_files=scan.other_files,
+        problems=scan.problems,
+        on_bad=options.on_bad,
+        shards=[(plan.name, job.fingerprint(plan)) for plan in job.plans],
+        parts=job.part.count,
+    )
 
 
 def _scan(options: BuildOptions) -> Scan:
@@ -164,50 +222,38 @@ def _check_bands(options: BuildOptions, form: PixelFormat) -> None:
 def _check_only(job: _Job, workers: int, progress: Progress) -> list[Problem]:
     """Decodes every chip and writes nothing: what else is wrong beside what the scan has found."""
     with worker_pool(workers) as pool:
-        packed_chunks = _packed_chunks(pool, job, job.plans, workers, progress)
+        packed_chunks = _packed_chunks(pool, job, job.own_plans, workers, progress)
         return [problem for packed in packed_chunks for problem in packed.problems]
 
 
-def _build_in(place: Workplace, job: _Job, scan: Scan, options: BuildOptions, progress: Progress) -> BuildReport:
-    done = {plan.name: place.finished(plan.name, job.fingerprint(plan)) for plan in job.plans}
-    # A shard from which a run with --on-bad skip left something out is not one without problems.
-    finished = {
-        name: shard for name, shard in done.items() if shard and (options.on_bad == "skip" or not shard.problems)
-    }
+@dataclass(frozen=True)
+class _PackedShards:
+    shards: dict[str, FinishedShard]
+    reused_shards: int
+
+
+def _pack(place: Workplace, job: _Job, options: BuildOptions, progress: Progress) -> _PackedShards:
+    done = {plan.name: place.finished(plan.name, job.fingerprint(plan)) for plan in job.own_plans}
+    finished = {name: shard for name, shard in done.items() if shard and usable(shard, options.on_bad)}
     reused_shards = len(finished)
-    todo = [plan for plan in job.plans if plan.name not in finished]
+    todo = [plan for plan in job.own_plans if plan.name not in finished]
     _check_space(options.out, sum(plan.bytes for plan in todo))
-    problems = list(scan.problems)
     with worker_pool(options.workers) as pool:
         packed = _packed_chunks(pool, job, todo, options.workers, progress)
         for plan in todo:
             pieces = islice(packed, sum(1 for _ in job.chunks(plan)))
             shard, index = write_shard(place, plan.name, job.fingerprint(plan), pieces, job.form.bands)
-            if options.on_bad == "skip" or not shard.problems:
+            if usable(shard, options.on_bad):
                 place.finish(shard, index)
             finished[plan.name] = shard
-    ordered = [finished[plan.name] for plan in job.plans]
-    problems += [problem for shard in ordered for problem in shard.problems]
-    if problems and (options.on_bad == "fail" or not any(shard.shard.count for shard in ordered)):
-        raise InputError(problems)
-    band_order = options.band_order or band_names(job.kind, job.form.bands)
-    manifest = make_manifest(
-        options.out,
-        ordered,
-        options.vocabulary,
-        (job.kind, job.form, band_order),
-        (scan.labels_sha256, scan.repeated_tags, len(problems)),
-    )
-    names = {shard.name for shard in manifest.shards}
-    place.complete(manifest.to_bytes(), names, rejected_csv(problems) if problems else None)
-    return BuildReport(manifest, sorted(problems), scan.breaches, scan.other_files, reused_shards)
+    return _PackedShards(finished, reused_shards)
 
 
 def _packed_chunks(
     pool: Executor, job: _Job, todo: Sequence[ShardPlan], workers: int, progress: Progress
 ) -> Iterator[Packed]:
     """The chunks of all shards in order: one stream, so that workers have work across a shard's end."""
-    total = sum(len(plan.records) for plan in job.plans)
+    total = sum(len(plan.records) for plan in job.own_plans)
     done = total - sum(len(plan.records) for plan in todo)
     progress(done, total)
     work = (chunk for plan in todo for chunk in job.chunks(plan))

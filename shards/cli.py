@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 if TYPE_CHECKING:
-    from shards.build import BuildReport
+    from shards.publish import BuildReport, Part
     from shards.storage import CacheOptions
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -47,6 +47,25 @@ class ByteSize(click.ParamType[int]):
         if size < 1:
             self.fail(f"{value!r} is not a size; write 64MiB, 10MB or a plain number of bytes", param, ctx)
         return size
+
+
+class PartOf(click.ParamType["Part"]):
+    """One part of several: 0/4 to 3/4."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Part:
+        """The part; fails for anything else."""
+        from shards.errors import ConfigError
+        from shards.publish import Part
+
+        number, _, count = str(value).partition("/")
+        try:
+            return Part(int(number), int(count))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        except ValueError:
+            self.fail(f"{value!r} is not a part; write 0/4, 1/4, 2/4 or 3/4", param, ctx)
 
 
 @contextmanager
@@ -137,6 +156,7 @@ def main() -> None:
     help="Report all problems and stop, or leave bad chips and rows out and list them in rejected.csv.",
 )
 @click.option("--band-order", metavar="A,B,C", help="What the bands are.  [default: by kind and number]")
+@click.option("--part", type=PartOf(), help="Pack the shards I, I+N, ... alone, for planet-shard publish.")
 def build(
     images: Path,
     labels: Path | None,
@@ -148,14 +168,18 @@ def build(
     strict: bool,
     on_bad: Literal["fail", "skip"],
     band_order: str | None,
+    part: Part | None,
 ) -> None:
     """Packs a folder of chips and a CSV of labels into a dataset.
 
     Every image is decoded once to check it, and stored as it is. A build that was stopped goes on where it was
     when the same command runs again.
+
+    Parts may run side by side, on one machine or many that see the same folders: --part 0/4 to --part 3/4, and
+    planet-shard publish when all have ended. The dataset's bytes are the same.
     """
     with _plain_errors(_CONTINUE):
-        from shards.build import BuildOptions
+        from shards.build import BuildOptions, build_part
         from shards.build import build as build_dataset
         from shards.labels import PLANET, read_vocabulary
         from shards.progress import ProgressLine
@@ -173,8 +197,27 @@ def build(
             band_order=tuple(name.strip() for name in band_order.split(",")) if band_order else None,
         )
         with ProgressLine("packing") as line:
-            report = build_dataset(options, line.update)
-        _print_report(out, report)
+            if part is None:
+                report = build_dataset(options, line.update)
+            else:
+                done = build_part(options, part, line.update)
+        if part is None:
+            _print_report(out, report)
+        else:
+            click.echo(
+                f"{out}: part {part} done: {done.chips:,} chips in {done.shards} shard(s), {done.reused_shards} "
+                f"of them packed before; when all parts are done: planet-shard publish --out {out}"
+            )
+
+
+@main.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder that the parts were built into.")
+def publish(out: Path) -> None:
+    """Makes a dataset of what all parts of a build have packed (planet-shard build --part I/N)."""
+    with _plain_errors("interrupted; run the same command again"):
+        from shards.publish import publish as publish_dataset
+
+        _print_report(out, publish_dataset(out))
 
 
 def _print_report(out: Path, report: BuildReport) -> None:
@@ -185,7 +228,7 @@ def _print_report(out: Path, report: BuildReport) -> None:
         f"{size / 2**20:,.1f} MiB"
     )
     if report.reused_shards:
-        click.echo(f"went on with an unfinished build: {report.reused_shards} shard(s) were done")
+        click.echo(f"{report.reused_shards} shard(s) were done before")
     if manifest.sources.repeated_tags:
         click.echo(f"repeated tags: {manifest.sources.repeated_tags:,} row(s), each tag kept once")
     if report.other_files:

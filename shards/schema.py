@@ -272,7 +272,8 @@ def parse_index(data: bytes, shard: Shard, where: str) -> NDArray[np.void]:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that it appears whole or not at all, even when the machine loses power."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's id, which two containers or hosts can share.
+    temporary = path.with_name(f".{path.name}.{int.from_bytes(os.urandom(6))}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

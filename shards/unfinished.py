@@ -2,9 +2,10 @@
 
 DATASET/.build/
   build.json            which images and labels it is a build of
-  lock                  held while a build runs
+  lock                  held while a build runs; its parts share it
   chips-000000.json     one for every finished shard, written after the shard itself
-  chips-000001.tar      a shard that is being written
+  chips-000001.tar      a shard that is being written; by a part, with a number of its own before the ending
+  parts.json            what publishing needs of a build in parts (shards.publish)
 """
 
 from __future__ import annotations
@@ -102,9 +103,16 @@ def _identity(images: Path, labels: Path | None) -> bytes:
 class Workplace:
     """The folder of a dataset under construction, entered by `open_workplace`."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, shared: bool = False) -> None:
         self.out = out
         self.state = out / STATE_FOLDER
+        # A part that was started twice, or that lives on at a host given up for dead, writes the same bytes into
+        # files of its own, and the last to rename them spoils nothing.
+        self._writer = f".{int.from_bytes(os.urandom(6))}" if shared else ""
+
+    def draft(self, name: str, ending: str) -> Path:
+        """Where this process writes a file of a shard, before `finish` gives it its place."""
+        return self.state / f"{name}{self._writer}.{ending}"
 
     def finished(self, name: str, fingerprint: str) -> FinishedShard | None:
         """The shard of that name, if it was finished from the same inputs and its files are still whole."""
@@ -122,15 +130,15 @@ class Workplace:
         return done
 
     def finish(self, done: FinishedShard, index: bytes) -> None:
-        """Moves a shard whose tar lies whole in the state folder to its place, its index and state with it.
+        """Moves a shard whose tar lies whole as this process's draft to its place, its index and state with it.
 
         A shard of which every chip was left out has a state alone.
         """
         name = done.shard.name
         if done.shard.count:
-            write_whole(self.state / f"{name}.idx", index)
+            write_whole(self.draft(name, "idx"), index)
             for ending in ("tar", "idx"):
-                (self.state / f"{name}.{ending}").rename(self.out / f"{name}.{ending}")
+                self.draft(name, ending).rename(self.out / f"{name}.{ending}")
             sync_folder(self.out)
         write_whole(self.state / f"{name}.json", done.to_bytes())
 
@@ -143,38 +151,64 @@ class Workplace:
         if rejected is not None:
             write_whole(self.out / REJECTED, rejected)
         write_whole(self.out / MANIFEST, manifest)
-        shutil.rmtree(self.state)
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes what only a build needs."""
+        if self.state.exists():
+            shutil.rmtree(self.state)
         sync_folder(self.out)
 
 
 @contextmanager
-def open_workplace(out: Path, images: Path, labels: Path | None) -> Iterator[Workplace]:
-    """Takes `out` for one build; check_output has let it pass.
+def open_workplace(out: Path, images: Path, labels: Path | None, *, shared: bool = False) -> Iterator[Workplace]:
+    """Takes `out` for one build, or for one of its parts; check_output has let it pass.
+
+    Args:
+        shared: other parts of the same build may write there at the same time.
 
     Raises:
         DatasetError: another build is writing there.
         OSError: the folder cannot be written.
     """
-    place = Workplace(out)
-    place.state.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(place.state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _lock(descriptor, out)
+    (out / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+    with _held(out, shared=shared, what="planet-shard build") as place:
         # A manifest beside the state folder is of a build that was killed in its last moment.
         (out / MANIFEST).unlink(missing_ok=True)
         write_whole(place.state / "build.json", _identity(images, labels))
+        yield place
+
+
+@contextmanager
+def reopen_workplace(out: Path) -> Iterator[Workplace]:
+    """Takes an unfinished build whose parts have ended.
+
+    Raises:
+        DatasetError: there is none, or a part of it is still at work.
+        OSError: the folder cannot be written.
+    """
+    if not (out / STATE_FOLDER).is_dir():
+        raise DatasetError(f"{out}: no build has begun there; run planet-shard build with --part 0/N to N-1/N first")
+    with _held(out, shared=False, what="planet-shard build --part") as place:
+        yield place
+
+
+@contextmanager
+def _held(out: Path, *, shared: bool, what: str) -> Iterator[Workplace]:
+    place = Workplace(out, shared=shared)
+    descriptor = os.open(place.state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(descriptor, out, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, what)
         yield place
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, out: Path) -> None:
+def _lock(descriptor: int, out: Path, kind: int, what: str) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise DatasetError(
-            f"{out}: another planet-shard build is writing there; wait for it, or give another --out"
-        ) from error
+        raise DatasetError(f"{out}: another {what} is writing there; wait for it, or give another --out") from error
     except OSError:  # a file system without locks: two builds at once are the user's care there
         with suppress(OSError):
             os.utime(descriptor)
