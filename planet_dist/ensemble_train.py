@@ -13,22 +13,18 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planet_dist.combination import CombinationRule
-from planet_dist.config import RECIPES, Config, load_config, parse_config
+from planet_dist.config import RECIPES, load_config
 from planet_dist.data import open_data
 from planet_dist.ensemble import RARE_SHARE, combine_runs
 from planet_dist.ensemble_scores import EnsembleEvaluation
 from planet_dist.launching import run_training, training_command
 from planet_dist.runfolder import RunFolder
 from shards.errors import ConfigError, RunError
-
-# What may differ between a finished member and what the command says now: how it was watched and on what it ran.
-_WATCHING = {"runtime", "tracking", "description"}
 
 
 class _Section(BaseModel):
@@ -141,7 +137,7 @@ def plan_members(
             PlannedMember(
                 run,
                 training_command(member.recipe, data, run, words, launch_file),
-                _is_finished(RunFolder(run), config),
+                RunFolder(run).is_finished(config),
             )
         )
     return planned
@@ -177,23 +173,5 @@ def train_ensemble(
     return combine_runs(runs, ensemble.rule, out, rare=ensemble.rare, rare_share=ensemble.rare_share)
 
 
-def _is_finished(run: RunFolder, config: Config) -> bool:
-    if not _has_bundle(run):
-        return False
-    was = _settings(parse_config(tomllib.loads(run.config.read_text()), str(run.config)))
-    now = _settings(config)
-    differing = [key for key in now if now[key] != was[key]]
-    if differing:
-        raise RunError(
-            f"{run.root}: was trained with another configuration ({', '.join(differing)} differ); "
-            "give another --out, or remove that folder"
-        )
-    return True
-
-
 def _has_bundle(run: RunFolder) -> bool:
     return (run.bundle / "bundle.json").is_file()
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=_WATCHING)

@@ -138,9 +138,9 @@ def _what_this_is(scale: Scale, found: Found) -> Section:
     text = ["Each number of the paper stands beside the one found by the runs listed below."]
     if scale == "quick":
         text.append(
-            "Quick scale: few chips, few epochs, and random weights instead of ImageNet's, under which frozen layers "
-            "hand on anything, and losses may be huge. The numbers show that every row runs from chips to page, and "
-            "say nothing about the paper's."
+            "Quick scale: few chips, few epochs, and random weights instead of ImageNet's, so that whole networks "
+            "train where the papers train heads. The numbers show that every row runs from chips to page, and say "
+            "nothing about the paper's."
         )
     items = []
     for name, row in found.rows.items():

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from planet_dist.config import Config, load_config, parse_config
+from planet_dist.config import Config, load_config
 from planet_dist.data import open_data
 from planet_dist.ensemble_train import EnsembleRecipe, PlannedMember, load_ensemble_recipe, plan_members
 from planet_dist.launching import training_command
 from planet_dist.models import OWN_NETWORKS
 from planet_dist.runfolder import RunFolder
-from shards.errors import ConfigError, PlanetError, RunError
+from shards.errors import ConfigError, RunError
 from shards.reader import Dataset
 from shards.schema import write_whole
 
@@ -23,8 +22,6 @@ Scale = Literal["quick", "full"]
 
 _QUICK_SMALL, _QUICK_LARGE = (480, 4), (160, 1)  # chips and epochs a phase: our own networks, and the large ones
 _QUICK_BATCH = 16
-# What may differ from a finished run: how it was watched, and on what it ran.
-_WATCHING = {"runtime", "tracking", "description"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ def _plan(
         return PlannedRow(row, data, folder, config, ensemble=ensemble, members=members)
     path = out / "recipes" / f"{row.name}.toml"
     command = tuple(training_command(str(path), data, folder, (), launch_file))
-    return PlannedRow(row, data, folder, config, command, finished=_is_finished(folder, config))
+    return PlannedRow(row, data, folder, config, command, finished=RunFolder(folder).is_finished(config))
 
 
 def quick_overrides(config: Config) -> list[str]:
@@ -172,8 +169,10 @@ def quick_overrides(config: Config) -> list[str]:
         words.append(f"data.split=tail:{chips // 4}")
     if not own:
         words.append("model.weights=none")
-    for phase in range(len(config.phases)):
-        words += [f"phases.{phase}.epochs={epochs}", f"phases.{phase}.batch_size={_QUICK_BATCH}"]
+    for number, phase in enumerate(config.phases):
+        words += [f"phases.{number}.epochs={epochs}", f"phases.{number}.batch_size={_QUICK_BATCH}"]
+        if phase.trains == "head":  # on a backbone of random weights, whose untrained batch-norm lets features explode
+            words.append(f"phases.{number}.trains=all")
     return words
 
 
@@ -197,21 +196,3 @@ def _fitting(config: Config, datasets: Sequence[Dataset]) -> Path:
             return dataset.root
     wanted = {"tif": "TIFF chips; give --tiff DATASET", "jpg": "JPEG chips; give them as --data DATASET"}
     raise ConfigError(f"needs {wanted[config.data.kind]}")
-
-
-def _is_finished(folder: Path, config: Config) -> bool:
-    run = RunFolder(folder)
-    if not (run.bundle / "bundle.json").is_file():
-        return False
-    try:
-        was = parse_config(tomllib.loads(run.config.read_text()), str(run.config))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, PlanetError) as error:
-        raise RunError(f"{run.config}: cannot be read ({error}); remove the folder, or give another --out") from error
-    old, new = (c.model_dump(mode="json", exclude=_WATCHING) for c in (was, config))
-    differing = [key for key in new if old[key] != new[key]]
-    if differing:
-        raise RunError(
-            f"{folder}: was trained with another configuration ({', '.join(differing)} differ); "
-            "give another --out, or remove that folder"
-        )
-    return True

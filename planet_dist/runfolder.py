@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from planet_dist.checkpoint import Checkpoint, load_checkpoint, newest
-from planet_dist.config import Config
-from shards.errors import RunError
+from planet_dist.config import Config, parse_config
+from shards.errors import PlanetError, RunError
 from shards.schema import write_whole
+
+# What may differ between starts of a run: how it is watched, and on what it runs.
+_WATCHING = {"runtime", "tracking", "description"}
 
 Resume = Literal["never", "auto"]
 
@@ -76,6 +80,29 @@ class RunFolder:
             write_whole(self.config, config.to_toml().encode())
         except OSError as error:
             raise RunError(f"{self.root}: cannot be written ({error}); give another --out") from error
+
+    def is_finished(self, config: Config) -> bool:
+        """Whether the folder holds what training with `config` would come to.
+
+        Raises:
+            RunError: it holds a run of another configuration, or one that cannot be read.
+        """
+        if not (self.bundle / "bundle.json").is_file():
+            return False
+        try:
+            was = parse_config(tomllib.loads(self.config.read_text()), str(self.config))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, PlanetError) as error:
+            raise RunError(
+                f"{self.config}: cannot be read ({error}); remove the folder, or give another --out"
+            ) from error
+        old, new = (one.model_dump(mode="json", exclude=_WATCHING) for one in (was, config))
+        differing = [key for key in new if old[key] != new[key]]
+        if differing:
+            raise RunError(
+                f"{self.root}: was trained with another configuration ({', '.join(differing)} differ); "
+                "give another --out, or remove that folder"
+            )
+        return True
 
     def write_stopped(self, reason: str, total_steps: int) -> None:
         """Leaves word why this start ends before the run does."""

@@ -71,7 +71,7 @@ def test_the_variants_of_the_second_papers_network_differ_in_one_thing(dataset: 
     assert rows[WITHOUT_TERM] == whole.model_copy(update={"loss": loss})
 
 
-def test_quick_overrides_shorten_every_recipe_without_changing_its_network_or_phases() -> None:
+def test_quick_overrides_shorten_every_recipe_without_changing_its_network() -> None:
     for row in (*ROWS["paper1"], *ROWS["paper2"]):
         if row.ensemble:
             continue
@@ -79,7 +79,8 @@ def test_quick_overrides_shorten_every_recipe_without_changing_its_network_or_ph
         quick = load_config(row.recipe, quick_overrides(plain))
         assert 0 < quick.data.limit <= 480
         assert quick.model == plain.model.model_copy(update={"weights": "none"})
-        assert [phase.trains for phase in quick.phases] == [phase.trains for phase in plain.phases]
+        assert len(quick.phases) == len(plain.phases)
+        assert all(phase.trains != "head" for phase in quick.phases)  # nothing learns above random, frozen layers
         assert max(phase.epochs for phase in quick.phases) <= 4
 
 
