@@ -2,6 +2,7 @@
 
     planet-shard synth --out CHIPS --count 1000 --kind jpg
     planet-shard build --images CHIPS/train-jpg --labels CHIPS/train.csv --out DATASET
+    planet-shard index TARS --labels CHIPS/train.csv
     planet-shard verify DATASET
     planet-shard info DATASET
 
@@ -244,6 +245,46 @@ def _print_report(out: Path, report: BuildReport) -> None:
 def _print_breaches(breaches: Counter[str]) -> None:
     for rule, count in sorted(breaches.items()):
         click.echo(f"label rule broken: {rule}: {count:,} chip(s)")
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns image_name and tags.")
+@click.option(
+    "--classes",
+    type=click.Choice(["bits", "index"]),
+    help="What the number in KEY.cls is: label bits, as planet-shard build writes, or the place of one label.",
+)
+@click.option("--vocabulary", type=click.Path(path_type=Path), help="As in build.  [default: Planet's 17 labels]")
+@click.option("--unlabelled", is_flag=True, help="Take chips without a row or KEY.cls, as chips without labels.")
+@_workers_option
+def index(
+    folder: Path,
+    labels: Path | None,
+    classes: Literal["bits", "index"] | None,
+    vocabulary: Path | None,
+    unlabelled: bool,
+    workers: int,
+) -> None:
+    """Makes a dataset of the WebDataset tars in DIR, where they lie.
+
+    Every image is decoded once to check it. Beside each tar comes an index, and a manifest.json; the tars stay as they
+    are. Members other than KEY.jpg, KEY.tif and KEY.cls are passed over.
+    """
+    with _plain_errors():
+        from shards.indexing import IndexOptions, index_tars
+        from shards.labels import PLANET, read_vocabulary
+        from shards.progress import ProgressLine
+
+        words = read_vocabulary(vocabulary) if vocabulary else PLANET
+        options = IndexOptions(folder, labels, words, classes, unlabelled, workers)
+        with ProgressLine("indexing") as line:
+            report = index_tars(options, line.update)
+        manifest = report.manifest
+        click.echo(f"{folder}: {manifest.count:,} chips ({manifest.image.pixels}) in {len(manifest.shards)} shard(s)")
+        if report.other_members:
+            click.echo(f"other members, passed over: {report.other_members:,}")
+        _print_breaches(report.breaches)
 
 
 @main.command()

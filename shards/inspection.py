@@ -7,11 +7,13 @@ import mmap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DatasetError, DecodeError, Problem
+from shards.foreign import Sample, list_samples
 from shards.moments import Moments, MomentSum, total_moments
 from shards.names import NAME_RULE, name_fault, printable
 from shards.packing import check_form, class_member, decode_with_offset
@@ -23,6 +25,7 @@ from shards.ustar import BLOCK_BYTES, archive_end, member_header, padding
 
 MOMENT_CHIPS = 64
 MAX_OVERLENGTH = 2**26  # by which a tar may exceed its claim and still be looked at
+_DIGEST_RULE = "an image has the digest that the index holds"
 _REMEDY = "restore the shard from a copy, or build the dataset again"
 
 
@@ -100,6 +103,10 @@ def _size_fault(size: int, shard: Shard) -> str:
     return f"{size} bytes where the manifest says {shard.bytes}"
 
 
+def _differs(image: memoryview, record: np.void) -> bool:
+    return hashlib.sha256(image).digest() != bytes(record["digest"])
+
+
 class _Samples:
     """Walks a tar sample by sample, holding its bytes against those that the index makes necessary."""
 
@@ -112,12 +119,14 @@ class _Samples:
         self._broken_rules: dict[int, list[str]] = {}
 
     def check(self, index: NDArray[np.void]) -> None:
+        packed = self._task.manifest.tars == "packed"
+        walk = self._walk if packed else self._find
         position = 0
         moments: MomentSum | None = None  # not before a chip of the claimed form has come: it may be absurd
         parts: list[Moments] = []
         for number, record in enumerate(index):
             key = bytes(record["key"]).decode("utf-8", "surrogateescape")
-            for rule, fault in self._walk(record, key, position):
+            for rule, fault in walk(record, key, position):
                 self._report(key, rule, fault)
             position = self._end(record)
             pixels = self._pixels(record, key)
@@ -129,8 +138,24 @@ class _Samples:
                 moments = None
             self._labels(record, key)
         self._findings.moments = total_moments(parts, self._form.bands)
-        if bytes(self._tar[position:]) != archive_end(position):
+        if packed and bytes(self._tar[position:]) != archive_end(position):
             self._report(None, "a tar ends in zeros after its last sample", f"other bytes from {position} on")
+
+    @cached_property
+    def _listed(self) -> dict[tuple[str, int, int], Sample]:
+        """The samples of a tar that somebody else has laid out, by key, offset and size."""
+        shard = self._task.manifest.shards[self._task.shard]
+        with self._task.storage.open(shard, "tar") as file:
+            listing = list_samples(file, self._where)
+        self._findings.problems += listing.problems
+        return {(sample.key, sample.offset, sample.size): sample for sample in listing.samples}
+
+    def _find(self, record: np.void, key: str, position: int) -> Iterator[tuple[str, str]]:
+        offset, size = int(record["offset"]), int(record["size"])
+        if (key, offset, size) not in self._listed:
+            yield "a chip of the index is a member of its tar", f"no such image at byte {offset}"
+        elif _differs(self._tar[offset : offset + size], record):
+            yield _DIGEST_RULE, "its bytes have changed"
 
     def _report(self, key: str | None, rule: str, fault: str, remedy: str = _REMEDY) -> None:
         value = fault if key is None else f"chip {printable(repr(key))}: {fault}"
@@ -159,9 +184,8 @@ class _Samples:
         if header != member_header(name, size):
             found = printable(repr(header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")))
             yield "a member's header is a USTAR one of the index's name and size", f"found that of {found}"
-        image = self._tar[offset : offset + size]
-        if hashlib.sha256(image).digest() != record["digest"].tobytes():
-            yield "an image has the digest that the index holds", "its bytes have changed"
+        if _differs(self._tar[offset : offset + size], record):
+            yield _DIGEST_RULE, "its bytes have changed"
         rest = padding(size)
         if record["labelled"]:
             rest += class_member(name, int(record["labels"]))

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -24,6 +25,7 @@ MAX_KEY_BYTES = 90  # a USTAR name holds 100 bytes, extension included
 MAX_MANIFEST_BYTES = 64 * 2**20  # some 300,000 shards; a larger file is not read into memory
 _SEAL_MARK = b',\n "seal": "'
 
+SHARD_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot and no slash: it stays in its folder
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]  # what a JSON number holds exactly everywhere
 Measure = Annotated[float, Field(allow_inf_nan=False)]
@@ -65,7 +67,7 @@ class ImageForm(_Record):
 class Shard(_Record):
     """One tar and its index: NAME.tar and NAME.idx."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    name: str = Field(pattern=rf"^{SHARD_NAME.pattern}$")
     count: Count
     bytes: Count
     sha256: Sha256
