@@ -7,6 +7,7 @@
     planet-dist ensemble combine RUN RUN RUN --rule vote --out DIR
     planet-dist weights fetch resnet50
     planet-dist describe paper2-inception-v3
+    planet-dist submit train --nodes 4 --gpus-per-node 8 --recipe paper1-resnet50 --data DATASET --out RUN
 
 Commands import what they need inside, so that --help answers at once.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import click
 
+from planet_dist.submit_cli import submit
 from shards.errors import PlanetError
 
 
@@ -308,3 +310,6 @@ def reproduce(
     click.echo(f"{made.html}\n{made.markdown}")
     if made.failed:
         raise click.ClickException("\n".join(f"{one.row.name}: {one.reason}" for one in made.failed))
+
+
+main.add_command(submit)

@@ -28,6 +28,8 @@ LAYERS = [
     # Whole runs, then several of them.
     {"engine", "ensemble", "ensemble_tables"},
     {"ensemble_train"},
+    {"submit"},
+    {"submit_cli"},
     {"reproduce_rows"},
     {"reproduce_found"},
     {"reproduce_paper1", "reproduce_paper2"},
@@ -45,6 +47,7 @@ TESTED_ELSEWHERE = {
     "planet_dist.engine": "test_train",
     "planet_dist.finished": "test_figures",
     "planet_dist.papers": "test_reproduce",
+    "planet_dist.submit_cli": "test_submit",
     "shards.__init__": "test_architecture",
     "shards.assemble": "test_build",
     "shards.cli": "test_shards_cli",

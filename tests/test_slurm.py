@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,22 @@ def test_a_configuration_that_cannot_run_ends_the_job_and_is_not_tried_again(
     assert (done["JobState"], done["Restarts"]) == ("FAILED", "0")
     assert "phases.0.epochs" in job_log.read_text()
     assert "no new checkpoint" in log_of(run)[-1]
+
+
+def test_a_dataset_packed_by_an_array_of_jobs_has_the_bytes_of_an_undivided_build(
+    cluster: Cluster, chips: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "parts"
+    sources = ["--images", str(chips / "train-jpg"), "--labels", str(chips / "train.csv"), "--out", str(out)]
+    command = [str(Path(sys.executable).with_name("planet-dist")), "submit", "build", *sources, "--parts", "3"]
+    printed = cluster.slurm(*command, "--shard-bytes", str(64 * 1024))
+    packing, publishing = re.findall(r"^job (\d+): build.sbatch", printed, re.MULTILINE)
+    cluster.wait_for(publishing, "COMPLETED", "FAILED", "CANCELLED")
+    logs = {path.name: path.read_text() for path in tmp_path.glob("parts-*.log")}
+    assert set(logs) == {*(f"parts-{packing}_{part}.log" for part in range(3)), f"parts-{publishing}.log"}
+    assert "120 chips" in logs[f"parts-{publishing}.log"], logs
+    expected = {path.name: path.read_bytes() for path in Path(dataset.root).iterdir()}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
