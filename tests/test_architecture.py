@@ -47,7 +47,6 @@ TESTED_ELSEWHERE = {
     "planet_dist.engine": "test_train",
     "planet_dist.finished": "test_figures",
     "planet_dist.papers": "test_reproduce",
-    "planet_dist.submit_cli": "test_submit",
     "shards.__init__": "test_architecture",
     "shards.assemble": "test_build",
     "shards.cli": "test_shards_cli",
