@@ -9,9 +9,9 @@ Letters in names: B chips of a batch, C bands or channels, H and W pixels; logit
                     pooling and dropout after each pair; dense 256, ReLU, dropout, dense 256 (L2), ReLU,
                     labels (L2). Where it pools is left open; after each pair is the layout of Keras's own
                     example.
-    small-resnet    ours, for low resolutions: a stem of two convolutions, the second halving the side so that
-                    the widest maps cost little; 2 + 2 + 1 basic blocks of width, 2 width and 4 width; global
-                    average and maximum pooling side by side. 1.6 million weights at width 64.
+    small-resnet    ours, for low resolutions: a stem of two convolutions with a basic block between them, the
+                    second halving the side so that the widest maps cost little; 2 + 2 + 1 basic blocks of width,
+                    2 width and 4 width; global average and maximum pooling side by side. 1.6 million weights at width 64.
     anything else   a torchvision network (planet_dist.backbones) and one of three heads: "linear" (labels),
                     "paper1" (first paper, 3.2: pooling and three dense layers; the paper gives no sizes: 512,
                     256, labels) or "paper2" (second paper, 3.1: global average pooling, dense 512 with ReLU
@@ -262,6 +262,7 @@ def _small_resnet(config: ModelConfig, labels: int, bands: int) -> Network:
 
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["stem1"] = stem(bands, width // 2, 1)
+    layers["stage0"] = _Block(width // 2, width // 2, 1)
     layers["stem2"] = stem(width // 2, width, 2)
     layers["stage1"] = nn.Sequential(_Block(width, width, 1), _Block(width, width, 1))
     layers["stage2"] = nn.Sequential(_Block(width, 2 * width, 2), _Block(2 * width, 2 * width, 1))
