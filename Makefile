@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test lint bench soak-slurm lock clean
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS := 1
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
 	@echo "making $(VENV) from requirements.lock"
@@ -34,6 +34,9 @@ demo: $(READY) ## made chips -> shards -> two training processes -> thresholds -
 
 test: $(READY) ## all tests
 	python -m pytest
+
+soak-slurm: $(READY) ## every fault of a cluster against a run that was left alone (root and SLURM; ten minutes)
+	python -m tests.soak_slurm
 
 lint: $(READY) ## formatting, style and types
 	ruff format --check .
