@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from shards.errors import DatasetError, DecodeError
 from shards.names import printable
 from shards.pixels import Pixels, decode, raw_pixels
-from shards.schema import MANIFEST, Manifest, Shard, most_index_bytes, parse_index, parse_manifest
-from shards.storage import CacheOptions, Storage, open_storage
+from shards.schema import MANIFEST, Manifest, Shard, is_sealed, most_index_bytes, parse_index, parse_manifest
+from shards.storage import CacheOptions, Storage, open_storage, read_at_most
 
 _INDEX_FETCHERS = 8
 
@@ -47,6 +47,7 @@ class Dataset:
         shown: its location for people, without credentials.
         manifest: its manifest.
         digest: sha256 of the manifest's bytes, which stands for the whole content.
+        sealed: whether the manifest would show a change of its own (schema.sealed).
 
     Raises:
         DatasetError: there is no whole dataset at `location`.
@@ -57,6 +58,7 @@ class Dataset:
         self.root, self.shown = self.storage.root, self.storage.shown
         data = self.storage.manifest()
         self.manifest: Manifest = parse_manifest(data, f"{self.shown.rstrip('/')}/{MANIFEST}")
+        self.sealed = is_sealed(data)
         self.digest = hashlib.sha256(data).hexdigest()
         self._starts = np.cumsum([0] + [shard.count for shard in self.manifest.shards])
         self._indexes: dict[int, NDArray[np.void]] = {}
@@ -213,7 +215,7 @@ def read_index(storage: Storage, shard: Shard) -> NDArray[np.void]:
     """
     try:
         with storage.open(shard, "idx") as file:
-            data = file.read(most_index_bytes(shard) + 1)
+            data = read_at_most(file, most_index_bytes(shard))
     except OSError as error:
         raise _unreadable(storage.name(shard, "idx"), error) from error
     return parse_index(data, shard, storage.name(shard, "idx"))

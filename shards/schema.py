@@ -157,6 +157,11 @@ def sealed(table: dict[str, Any]) -> bytes:
     return body + _SEAL_MARK + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
+def is_sealed(data: bytes) -> bool:
+    """Whether a manifest's bytes bear a seal; the first datasets were written without."""
+    return _SEAL_MARK in data
+
+
 def _check_seal(data: bytes, where: str) -> None:
     body, mark, rest = data.rpartition(_SEAL_MARK)
     if not mark or rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
@@ -192,7 +197,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             f"{where}: format version {table.get('version')!r}; this program reads version {VERSION}; "
             "build the dataset again with it, or use the release that wrote it"
         )
-    if "seal" in table:  # the first datasets were written without
+    if "seal" in table:
         _check_seal(data, where)
         del table["seal"]
     try:

@@ -82,6 +82,11 @@ class Storage(Protocol):
         """A file's name for people."""
 
 
+def read_at_most(file: BufferedReader, most_bytes: int) -> bytes:
+    """A file's bytes, or one more than `most_bytes` of a larger one; takes memory for what the file has alone."""
+    return file.read(min(os.fstat(file.fileno()).st_size, most_bytes) + 1)
+
+
 def open_storage(location: str | Path, cache: CacheOptions | None = None) -> Storage:
     """The storage at a folder or URL.
 
@@ -121,7 +126,7 @@ class Folder:
             )
         try:
             with path.open("rb") as file:
-                return file.read(MAX_MANIFEST_BYTES + 1)
+                return read_at_most(file, MAX_MANIFEST_BYTES)
         except OSError as error:
             raise DatasetError(f"{path}: {error.strerror}; make the file readable") from error
 

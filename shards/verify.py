@@ -63,6 +63,8 @@ def verify(
     dataset = Dataset(root, cache)
     manifest, shown = dataset.manifest, dataset.shown
     problems = [] if dataset.storage.remote else _extra_files(dataset.root, manifest)
+    if not dataset.sealed:
+        problems.append(_unsealed(shown))
     tasks = [ShardTask(dataset.storage, manifest, number, strict) for number in range(len(manifest.shards))]
     findings: list[ShardFindings] = []
     done = 0
@@ -142,6 +144,12 @@ def _totals(
             if not all(math.isclose(*pair, rel_tol=1e-7) for pair in zip(values, claims, strict=True)):
                 wrong.append(name)
     return [_manifest_problem(shown, f"{name} is not what the chips and their indexes give") for name in wrong]
+
+
+def _unsealed(shown: str) -> Problem:
+    rule = "a manifest ends in its seal, by which a change of it shows"
+    remedy = "build or index the dataset again, where nobody may have changed the manifest in between"
+    return Problem(rule, printable(f"{shown}/{MANIFEST}"), 0, "no seal", remedy)
 
 
 def _manifest_problem(shown: str, value: str) -> Problem:
