@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak-slurm lock clean
+.PHONY: help demo test lint bench soak-damage soak-slurm lock clean
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -47,6 +47,9 @@ bench: $(READY) ## side-by-side measurements, one table each
 	python benchmarks/thresholds.py
 	python benchmarks/build.py
 	python benchmarks/plan.py
+
+soak-damage: $(READY) ## a thousand random damages to small datasets: none silent, hanging or taking memory unbounded
+	python tests/soak_damage.py --count 1000
 
 lock: ## pins the newest versions of everything into requirements.lock
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
