@@ -60,15 +60,21 @@ class TrainingJob:
         tries: starts in all, when the script requeues the job itself.
         processes_per_node: None for as many as a node has GPUs, or 1.
         launch_config: for accelerate launch; None for launch/multi_node.yaml or its like for CPUs.
+        save_seconds: that a run may take to save once its time limit is near; SLURM says so twice that before.
     """
 
     tries: int = 20
     processes_per_node: int | None = None
     launch_config: Path | None = None
+    save_seconds: int = 60
+
+    def sbatch_words(self) -> list[str]:
+        """The options of sbatch that belong to it."""
+        return [f"--signal=B:USR1@{2 * self.save_seconds}"]
 
     def words(self) -> list[str]:
         """The script's options."""
-        words = ["--tries", str(self.tries)]
+        words = ["--tries", str(self.tries), "--save-seconds", str(self.save_seconds)]
         if self.processes_per_node is not None:
             words += ["--processes-per-node", str(self.processes_per_node)]
         if self.launch_config is not None:
@@ -112,7 +118,8 @@ def train_jobs(
     """
     load_config(recipe, overrides)
     run = ["--recipe", _file(recipe), "--data", _place(data), "--out", _place(str(out)), *overrides]
-    return [Job([*_common(out, "%j"), *resources.words()], [_script("train"), *how.words(), *run])]
+    options = [*_common(out, "%j"), *how.sbatch_words(), *resources.words()]
+    return [Job(options, [_script("train"), *how.words(), *run])]
 
 
 def ensemble_jobs(
@@ -141,7 +148,7 @@ def ensemble_jobs(
     of_folds = ["--folds", str(folds)] if folds else []
     tasks = len(ensemble.members) * max(folds, 1)
     members = Job(
-        [*_common(out, "%A_%a"), f"--array=0-{tasks - 1}", *resources.words()],
+        [*_common(out, "%A_%a"), f"--array=0-{tasks - 1}", *how.sbatch_words(), *resources.words()],
         [_script("ensemble"), *of_folds, *how.words(), *words],
     )
     one_node = Resources(1, 0, resources.cpus_per_node, resources.time, resources.partition, resources.account)

@@ -57,6 +57,13 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Starts in all, when it requeues.",
         ),
         click.option(
+            "--save-seconds",
+            default=60,
+            show_default=True,
+            type=click.IntRange(min=1),
+            help="How long a run may take to save; it is asked to twice as long before its time limit.",
+        ),
+        click.option(
             "--launch-config",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
             help="A file for accelerate launch; by default launch/multi_node.yaml, or launch/multi_node_cpu.yaml.",
@@ -92,6 +99,7 @@ def submit_train(
     gpus_per_node: int,
     processes_per_node: int | None,
     tries: int,
+    save_seconds: int,
     launch_config: Path | None,
     cpus_per_node: int | None,
     time_limit: str | None,
@@ -108,7 +116,7 @@ def submit_train(
     from planet_dist.submit import Resources, TrainingJob, train_jobs
 
     resources = Resources(nodes, gpus_per_node, cpus_per_node, time_limit, partition, account, more)
-    how = TrainingJob(tries, processes_per_node, launch_config)
+    how = TrainingJob(tries, processes_per_node, launch_config, save_seconds)
     _hand_over(train_jobs(recipe, data, out, overrides, resources, how), dry_run)
 
 
@@ -125,6 +133,7 @@ def submit_ensemble(
     gpus_per_node: int,
     processes_per_node: int | None,
     tries: int,
+    save_seconds: int,
     launch_config: Path | None,
     cpus_per_node: int | None,
     time_limit: str | None,
@@ -138,7 +147,7 @@ def submit_ensemble(
     from planet_dist.submit import Resources, TrainingJob, ensemble_jobs
 
     resources = Resources(nodes, gpus_per_node, cpus_per_node, time_limit, partition, account, more)
-    how = TrainingJob(tries, processes_per_node, launch_config)
+    how = TrainingJob(tries, processes_per_node, launch_config, save_seconds)
     _hand_over(ensemble_jobs(recipe, data, out, overrides, resources, how, folds), dry_run)
 
 

@@ -70,8 +70,9 @@ def preempted(trial: Trial) -> None:
 
 
 def out_of_time(trial: Trial) -> None:
-    """The job's time limit, a minute, comes near."""
+    """The job's time limit, a minute, comes near; the next start has all the time it needs."""
     trial.wait_for_restart()
+    trial.cluster.slurm("scontrol", "update", f"JobId={trial.job}", "TimeLimit=UNLIMITED")
 
 
 def slurmd_killed(trial: Trial) -> None:

@@ -46,12 +46,18 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_asks_for_its_nodes_and_starts_the_script_from_the_repository() -> None:
     resources = ["--nodes", "4", "--gpus-per-node", "8", "--cpus-per-node", "64", "--time", "24:00:00"]
     more = ["--partition", "gpu", "--account", "us", "--sbatch", "--constraint=a100", "--sbatch=--exclusive"]
-    (words,) = shown("train", *RUN, *resources, *more, "--tries", "5", "phases.0.epochs=3")
+    (words,) = shown("train", *RUN, *resources, *more, "--tries", "5", "--save-seconds", "600", "phases.0.epochs=3")
     assert words == [
-        *("sbatch", "--parsable", f"--chdir={REPOSITORY}", f"--output={Path.cwd() / 'RUN'}-%j.log"),
+        *(
+            "sbatch",
+            "--parsable",
+            f"--chdir={REPOSITORY}",
+            f"--output={Path.cwd() / 'RUN'}-%j.log",
+            "--signal=B:USR1@1200",
+        ),
         *("--nodes=4", "--gpus-per-node=8", "--cpus-per-task=64", "--time=24:00:00", "--partition=gpu"),
         *("--account=us", "--constraint=a100", "--exclusive"),
-        *(str(REPOSITORY / "slurm" / "train.sbatch"), "--tries", "5"),
+        *(str(REPOSITORY / "slurm" / "train.sbatch"), "--tries", "5", "--save-seconds", "600"),
         *("--recipe", "small-resnet-32", "--data", str(Path.cwd() / "DATASET"), "--out", str(Path.cwd() / "RUN")),
         "phases.0.epochs=3",
     ]
@@ -60,7 +66,7 @@ def test_a_run_asks_for_its_nodes_and_starts_the_script_from_the_repository() ->
 def test_what_was_not_said_is_left_to_the_cluster_and_urls_stay_urls() -> None:
     (words,) = shown("train", "--recipe", "small-resnet-32", "--data", "s3://bucket/D", "--out", "/runs/1")
     assert [word for word in words if word.startswith("--") and "=" in word] == [
-        *(f"--chdir={REPOSITORY}", "--output=/runs/1-%j.log", "--nodes=1"),
+        *(f"--chdir={REPOSITORY}", "--output=/runs/1-%j.log", "--signal=B:USR1@120", "--nodes=1"),
     ]
     assert words[-4:] == ["--data", "s3://bucket/D", "--out", "/runs/1"]
 
@@ -70,8 +76,8 @@ def test_the_launch_file_and_the_processes_are_the_scripts_options(tmp_path: Pat
     own.write_text("")
     (words,) = shown("train", *RUN, "--processes-per-node", "2", "--launch-config", str(own))
     script = words.index(str(REPOSITORY / "slurm" / "train.sbatch"))
-    given = ["--tries", "20", "--processes-per-node", "2", "--launch-config", str(own), "--recipe"]
-    assert words[script + 1 : script + 8] == given
+    given = ["--save-seconds", "60", "--processes-per-node", "2", "--launch-config", str(own), "--recipe"]
+    assert words[script + 3 : script + 10] == given
 
 
 @pytest.mark.parametrize(("folds", "tasks"), [("0", 3), ("5", 15)])
