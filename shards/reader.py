@@ -98,22 +98,7 @@ class Dataset:
         Raises:
             DatasetError: the bytes are not those that were packed.
         """
-        number, record = self._record(chip_id)
-        tar = self._tar(number)
-        data = _image_of(tar, record)
-        if _is_other(data, record) and self.storage.remote:
-            # A cache's disk can go bad like any other, and there is a sound copy to fetch.
-            with self._locks[number]:
-                if self._tars.get(number) is tar:
-                    self.storage.discard(self.manifest.shards[number])
-                    del self._tars[number]
-            data = _image_of(self._tar(number), record)
-        if _is_other(data, record):
-            raise DatasetError(
-                f"{self._name(chip_id)}: its bytes have changed since the build (sha256 differs); "
-                "run planet-shard verify, then restore or rebuild the shard"
-            )
-        return data
+        return self._checked(chip_id)[0]
 
     def pixels(self, chip_id: int, out: Pixels | None = None) -> Pixels:
         """A chip's pixels (H, W, bands), in the dataset's dtype; written into `out` when it's given.
@@ -125,8 +110,8 @@ class Dataset:
         form = image.pixels
         if out is None:
             out = np.empty((form.height, form.width, form.bands), form.dtype)
-        data = self.image(chip_id)
-        raw_offset = int(self._record(chip_id)[1]["pixels"])
+        data, record = self._checked(chip_id)
+        raw_offset = int(record["pixels"])
         try:
             if raw_offset:
                 return raw_pixels(data, raw_offset, form, out)
@@ -140,6 +125,33 @@ class Dataset:
             places = np.unique(np.fromiter(ids, np.int64))
             numbers = np.unique(np.searchsorted(self._starts, places[places >= 0], side="right") - 1)
             self.storage.prefetch([self.manifest.shards[number] for number in numbers.tolist()])
+
+    def _checked(self, chip_id: int) -> tuple[memoryview, np.void]:
+        """A chip's image and its record; once for every chip that training reads, so it calls little."""
+        number, record = self._record(chip_id)
+        tar = self._tars.get(number) or self._tar(number)
+        offset = int(record["offset"])
+        data = memoryview(tar.data)[offset : offset + int(record["size"])]
+        if hashlib.sha256(data).digest() == record["digest"].tobytes():
+            return data, record
+        return self._fetched_again(chip_id, number, record, tar), record
+
+    def _fetched_again(self, chip_id: int, number: int, record: np.void, tar: _OpenTar) -> memoryview:
+        """A chip that was found changed, out of a new copy of its shard where there is one to fetch."""
+        if self.storage.remote:
+            # A cache's disk can go bad like any other.
+            with self._locks[number]:
+                if self._tars.get(number) is tar:
+                    self.storage.discard(self.manifest.shards[number])
+                    del self._tars[number]
+            offset, size = int(record["offset"]), int(record["size"])
+            data = memoryview(self._tar(number).data)[offset : offset + size]
+            if hashlib.sha256(data).digest() == record["digest"].tobytes():
+                return data
+        raise DatasetError(
+            f"{self._name(chip_id)}: its bytes have changed since the build (sha256 differs); "
+            "run planet-shard verify, then restore or rebuild the shard"
+        )
 
     def _check_labels_and_names(self, index_N: NDArray[np.void]) -> None:
         allowed = np.uint64((1 << len(self.manifest.labels)) - 1)
@@ -169,7 +181,8 @@ class Dataset:
 
     def _record(self, chip_id: int) -> tuple[int, np.void]:
         number, row = self._locate(chip_id)
-        return number, self._index(number)[row]
+        index = self._indexes.get(number)
+        return number, (self._index(number) if index is None else index)[row]
 
     def _index(self, number: int) -> NDArray[np.void]:
         index = self._indexes.get(number)
@@ -196,15 +209,6 @@ class Dataset:
         for number, tar in list(self._tars.items()):
             if not self.storage.holds(self.manifest.shards[number], tar.status):
                 self._tars.pop(number, None)
-
-
-def _image_of(tar: _OpenTar, record: np.void) -> memoryview:
-    offset, size = int(record["offset"]), int(record["size"])
-    return memoryview(tar.data)[offset : offset + size]
-
-
-def _is_other(data: memoryview, record: np.void) -> bool:
-    return hashlib.sha256(data).digest() != bytes(record["digest"])
 
 
 def read_index(storage: Storage, shard: Shard) -> NDArray[np.void]:

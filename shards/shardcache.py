@@ -27,7 +27,7 @@ from typing import BinaryIO
 from shards.errors import DatasetError
 
 _ENTRY = re.compile(r"[0-9a-f]{64}(\.part)?")
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class ShardCache:
             claimed.flush()
             os.fsync(claimed.fileno())
             file = part.open("rb")
-            part.rename(part.with_suffix(""))
+            with self._lock():  # who makes room meanwhile would see neither name
+                part.rename(part.with_suffix(""))
             return file
         except BaseException:
             part.unlink(missing_ok=True)
@@ -150,14 +151,19 @@ class ShardCache:
     def _make_room(self, claimed: BinaryIO, size: int) -> None:
         """Sets `size` bytes aside for a .part, once the files that are fetched right now leave so much."""
         while True:
-            with (self.folder / ".lock").open("ab") as lock:
-                self._wait_for(lock, "the lock")
+            with self._lock():
                 claimed.truncate(0)
                 if self._evict(size):
                     claimed.truncate(size)
                     return
             os.utime(claimed.fileno())  # waiting for room is no standing still
             time.sleep(_POLL_SECONDS)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.folder / ".lock").open("ab") as lock:
+            self._wait_for(lock, "the lock")
+            yield
 
     def _evict(self, size: int) -> bool:
         used = 0

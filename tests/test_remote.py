@@ -13,10 +13,14 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from planet_dist.config import load_config
+from planet_dist.data import open_data
 from planet_dist.plan import evaluation_batches
 from planet_dist.stream import DecodedBatches, FixedSteps
-from shards.errors import DatasetError
+from shards.cli import main
+from shards.errors import ConfigError, DatasetError
 from shards.reader import Dataset
 from shards.storage import CacheOptions, Patience
 from shards.verify import verify
@@ -347,6 +351,7 @@ def test_a_run_from_a_url_ends_without_a_trace_of_its_credentials(
         *("--recipe", "small-resnet-32", "--data", url, "--out", str(run)),
         *("data.split=tail:30", "model.width=8", "phases.0.epochs=1", "tracking.wandb=offline"),
         f"runtime.cache_dir={tmp_path / 'cache'}",
+        ranks=1,
     )
     assert done.returncode == 0, done.stderr
     files = [path for path in [*run.rglob("*"), *(tmp_path / "cache").rglob("*")] if path.is_file()]
@@ -359,13 +364,22 @@ def test_a_run_from_a_url_ends_without_a_trace_of_its_credentials(
     assert any(shard.sha256 in {path.name for path in files} for shard in dataset.manifest.shards)
 
 
-def test_a_run_from_a_url_that_fails_says_why_without_its_credentials(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_commands_name_a_url_without_its_credentials(
+    dataset: Dataset, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.faults["manifest.json"] = [403] * 9
     monkeypatch.setenv("SIGNATURE", "openSesame")
-    words = ["--recipe", "small-resnet-32", "--data", f"{server.url}?sig=$SIGNATURE", "--out", str(tmp_path / "run")]
-    done = launch("planet_dist/train.py", *words, f"runtime.cache_dir={tmp_path / 'cache'}", ranks=1)
-    assert done.returncode != 0 and "the server answered 403" in done.stderr
-    assert server.targets[0].endswith("?sig=openSesame")
-    assert "openSesame" not in done.stdout + done.stderr
+    words = [f"{server.url}?sig=$SIGNATURE", "--cache-dir", str(tmp_path / "cache")]
+    for command, shown in (("info", "120"), ("verify", "all sound")):
+        done = CliRunner().invoke(main, [command, *words])
+        assert done.exit_code == 0 and shown in done.output, done.output
+        assert "openSesame" not in done.output
+    assert all(target.endswith("?sig=openSesame") for target in server.targets)
+    server.faults["manifest.json"] = [403] * 9
+    done = CliRunner().invoke(main, ["info", *words])
+    assert done.exit_code == 1 and "the server answered 403" in done.output
+    assert "openSesame" not in done.output and server.url in done.output
+    server.faults.clear()
+    config = load_config("small-resnet-32", ["data.kind=tif", f"runtime.cache_dir={tmp_path / 'cache'}"])
+    with pytest.raises(ConfigError, match="meant for tif") as caught:
+        open_data(config, f"{server.url}?sig=$SIGNATURE")
+    assert "openSesame" not in str(caught.value)
