@@ -127,10 +127,10 @@ def predict(bundle: Path, images: Path, out: Path) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("run2", required=False, type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="The dataset of the run.")
+@click.option("--data", required=True, help="The dataset of the run: its folder, or the URL of one.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the PNG files.")
 @click.option("--certain", multiple=True, metavar="LABEL", help="Show the surest chips of this label; repeatable.")
-def figures(run: Path, run2: Path | None, data: Path, out: Path, certain: tuple[str, ...]) -> None:
+def figures(run: Path, run2: Path | None, data: str, out: Path, certain: tuple[str, ...]) -> None:
     """Draw the papers' figures from a finished RUN; RUN2, a baseline, stands beside it."""
     from planet_dist.figures import RunFigures, certain_labels, check_pair, draw_all
     from planet_dist.finished import dataset_of, open_run
@@ -197,7 +197,7 @@ def ensemble_combine(
 
 @ensemble.command("train")
 @click.option("--recipe", required=True, help="An ensemble's name, for instance paper1-ensemble, or a TOML file.")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset of planet-shard build.")
+@click.option("--data", required=True, help="A dataset of planet-shard build: its folder, or the URL of one.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The ensemble's folder.")
 @click.option(
     "--launch-config",
@@ -207,7 +207,7 @@ def ensemble_combine(
 @click.option("--dry-run", is_flag=True, help="Print the members' commands, one a line, and train nothing.")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 def ensemble_train(
-    recipe: str, data: Path, out: Path, launch_config: Path | None, dry_run: bool, overrides: tuple[str, ...]
+    recipe: str, data: str, out: Path, launch_config: Path | None, dry_run: bool, overrides: tuple[str, ...]
 ) -> None:
     """Train all members of an ensemble in turn, and combine them.
 
@@ -219,12 +219,13 @@ def ensemble_train(
     from planet_dist.ensemble_train import load_ensemble_recipe, plan_members, train_ensemble
     from planet_dist.launching import default_launch_file
     from planet_dist.runfolder import RunFolder
+    from shards.location import redact
 
     plan = load_ensemble_recipe(recipe)
     members = plan_members(plan, data, out, overrides, launch_config or default_launch_file())
     if dry_run:
         for member in members:
-            click.echo(shlex.join(member.command))
+            click.echo(redact(shlex.join(member.command), data))
         return
     print_ensemble(train_ensemble(plan, members, out, note=lambda line: click.echo(f"== {line}")))
     bundle = RunFolder(out).bundle

@@ -106,7 +106,7 @@ def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:
 
 
 def plan_members(
-    ensemble: EnsembleRecipe, data: Path, out: Path, overrides: Sequence[str], launch_file: Path
+    ensemble: EnsembleRecipe, data: str | Path, out: Path, overrides: Sequence[str], launch_file: Path
 ) -> list[PlannedMember]:
     """The members' runs, after a look at all that would only show once they are trained.
 

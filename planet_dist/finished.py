@@ -118,7 +118,7 @@ def dataset_of(run: FinishedRun, dataset: Dataset) -> None:
         raise RunError(f"{path}: cannot be read ({error!r}); restore it or train again") from error
     if digest != dataset.digest:
         raise RunError(
-            f"{run.folder.root} was trained on a dataset with digest {digest[:12]}, and {dataset.root} has "
+            f"{run.folder.root} was trained on a dataset with digest {digest[:12]}, and {dataset.shown} has "
             f"{dataset.digest[:12]}; give the dataset of the run"
         )
 

@@ -10,6 +10,7 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList, split_by_node, split_by_worker
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from shards.errors import DatasetError
 from shards.reader import Dataset
 
 
@@ -32,9 +33,13 @@ def as_webdataset(dataset_path: str | Path, *, shuffle_shards: bool = False, see
         seed: of that order.
 
     Raises:
-        DatasetError: there is no whole dataset in that folder.
+        DatasetError: there is no whole dataset in that folder, or it is a URL.
     """
     dataset = Dataset(dataset_path)
+    if dataset.storage.remote:
+        raise DatasetError(
+            f"{dataset.shown}: lies behind a URL; copy it into a folder, or give its shards' URLs to webdataset itself"
+        )
     urls = [str(dataset.root.resolve() / f"{shard.name}.tar") for shard in dataset.manifest.shards]
     return DataPipeline(
         SimpleShardList(urls, seed=seed if shuffle_shards else None),

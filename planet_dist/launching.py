@@ -33,7 +33,9 @@ def default_launch_file() -> Path:
     return path
 
 
-def training_command(recipe: str, data: Path, out: Path, overrides: Sequence[str], launch_file: Path) -> list[str]:
+def training_command(
+    recipe: str, data: str | Path, out: Path, overrides: Sequence[str], launch_file: Path
+) -> list[str]:
     """The words that train a run, or go on with it where it was stopped.
 
     Args:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from planet_dist import as_webdataset
 from planet_dist.config import load_config
 from planet_dist.data import open_data
 from planet_dist.plan import evaluation_batches
@@ -136,6 +137,14 @@ def test_a_manifest_that_never_ends_is_refused(
     server.faults["manifest.json"] = ["endless"] * 9
     with pytest.raises(DatasetError, match="more than the"):
         Dataset(server.url, cache)
+
+
+def test_a_webdataset_pipeline_of_a_url_is_refused_with_its_remedy(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the default cache is
+    with pytest.raises(DatasetError, match="copy it into a folder"):
+        as_webdataset(server.url)
 
 
 def test_a_file_url_is_a_plain_folder_and_memory_needs_no_server(dataset: Dataset, cache: CacheOptions) -> None:
