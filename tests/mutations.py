@@ -283,8 +283,7 @@ def forge_index(root: Path, rng: np.random.Generator) -> str:
     """Changes an index's records, and lets the manifest's digest and seal follow."""
     table = json.loads((root / "manifest.json").read_bytes())
     number = int(rng.integers(len(table["shards"])))
-    path = root / f"{table['shards'][number]['name']}.idx"
-    index = np.load(io.BytesIO(path.read_bytes()))
+    index = np.load(io.BytesIO((root / f"{table['shards'][number]['name']}.idx").read_bytes()))
     name = str(rng.choice(["key", "offset", "size", "pixels", "labels", "labelled", "digest"]))
     row = int(rng.integers(len(index)))
     absurd = {
@@ -293,6 +292,14 @@ def forge_index(root: Path, rng: np.random.Generator) -> str:
         "digest": [np.zeros(32, np.uint8)],
     }.get(name, [0, 1, 511, 512, 2**31, 2**63, 2**64 - 1, int(rng.integers(20000))])
     value = absurd[int(rng.integers(len(absurd)))]
+    return set_in_index(root, number, name, row, value)
+
+
+def set_in_index(root: Path, number: int, name: str, row: int, value: object) -> str:
+    """Sets a field of a record of a shard's index, with digests that follow."""
+    table = json.loads((root / "manifest.json").read_bytes())
+    path = root / f"{table['shards'][number]['name']}.idx"
+    index = np.load(io.BytesIO(path.read_bytes()))
     index[name][row] = value
     return f"{path.name}, {name} of {row}: {value!r} " + _own_up(root, table, number, index_bytes(index), "idx")
 

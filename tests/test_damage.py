@@ -20,6 +20,7 @@ from shards.errors import DatasetError, DecodeError, InputError
 from shards.labels import PLANET
 from shards.pixels import decode
 from shards.reader import Dataset
+from shards.verify import verify
 from tests.conftest import REPOSITORY
 from tests.mutations import (
     ACCIDENTS,
@@ -31,6 +32,7 @@ from tests.mutations import (
     forge_index,
     judge,
     make_dataset,
+    set_in_index,
 )
 
 SEEDS = range(4)
@@ -86,6 +88,26 @@ def test_a_change_of_the_manifest_alone_is_noticed_even_where_no_figure_depends_
     path.write_bytes(path.read_bytes().replace(b'"haze"', b'"fog"'))
     with pytest.raises(DatasetError, match=r"manifest\.json: changed since it was written"):
         Dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("key", b"train_11", "'train_11' stands in it more than once"),
+        ("labels", 1 << 40, "labels that the manifest lacks"),
+        ("labelled", False, "labels of unlabelled chips"),
+        ("offset", 2**64 - 5, "outside the shard's"),
+        ("size", 2**40, "outside the shard's"),
+    ],
+)
+def test_what_a_forged_index_claims_is_held_against_the_dataset_before_training(
+    sound: Path, tmp_path: Path, name: str, value: object, said: str
+) -> None:
+    root = tmp_path / "work"
+    damaged(sound, root, lambda root, rng: set_in_index(root, 0, name, 1, value), 0)
+    with pytest.raises(DatasetError, match=said):
+        Dataset(root).index()
+    assert verify(root).problems
 
 
 def bomb_tiff(kind: str) -> bytes:
