@@ -1,6 +1,6 @@
 """Every way in which SLURM can take a job's hosts away, each against a run that was left alone.
 
-    make soak-slurm                       all of them, some ten minutes on two cores
+    make soak-slurm                       all of them, some twenty minutes on two busy cores
     python -m tests.soak_slurm limit cut  some
 
 A job trains across two hosts of a real SLURM (tests/slurm_cluster.py), which then fail it: a job in a higher partition
