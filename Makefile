@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak-damage soak-slurm lock clean
+.PHONY: help demo test lint bench reproduce soak-damage soak-slurm lock clean
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -35,7 +35,7 @@ demo: $(READY) ## made chips -> shards -> two training processes -> thresholds -
 test: $(READY) ## all tests
 	python -m pytest
 
-soak-slurm: $(READY) ## every fault of a cluster against a run that was left alone (root and SLURM; ten minutes)
+soak-slurm: $(READY) ## every fault of a cluster against a run that was left alone (root and SLURM; twenty minutes)
 	python -m tests.soak_slurm
 
 lint: $(READY) ## formatting, style and types
@@ -47,6 +47,14 @@ bench: $(READY) ## side-by-side measurements, one table each
 	python benchmarks/thresholds.py
 	python benchmarks/build.py
 	python benchmarks/plan.py
+	$(MAKE) reproduce
+
+reproduce: $(READY) ## every row of both papers on made chips, small and quick, with the papers' tables and figures
+	test -d build/chips || planet-shard synth --out build/chips --count 600 --kind both --seed 2
+	test -d build/jpg || planet-shard build --images build/chips/train-jpg --labels build/chips/train.csv --out build/jpg
+	test -d build/tif || planet-shard build --images build/chips/train-tif --labels build/chips/train.csv --out build/tif
+	planet-dist reproduce paper1 --data build/jpg --tiff build/tif --scale quick --out build/paper1
+	planet-dist reproduce paper2 --data build/jpg --scale quick --out build/paper2
 
 soak-damage: $(READY) ## a thousand random damages to small datasets: none silent, hanging or taking memory unbounded
 	python tests/soak_damage.py --count 1000
