@@ -61,7 +61,7 @@ soak-damage: $(READY) ## a thousand random damages to small datasets: none silen
 
 lock: ## pins the newest versions of everything into requirements.lock
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
-	    --no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+	    --no-header --no-annotate --output-file requirements.lock
 
 clean: ## removes what the other targets made
 	rm -rf demo build $(VENV)

@@ -94,7 +94,7 @@ def test_names_that_cannot_be_chips_are_problems(tmp_path: Path, members: list[t
 
 
 def test_names_that_lead_out_of_a_folder_name_nothing_there(tmp_path: Path) -> None:
-    listing = listed(tar_of(tmp_path / "a.tar", ("../../etc/x.jpg", b"1"), ("/root/y.jpg", b"2")))
+    listing = listed(tar_of(tmp_path / "a.tar", ("../../etc/x.jpg", b"1"), ("/etc/y.jpg", b"2")))
     assert [sample.key for sample in listing.samples] == ["x", "y"]
 
 
