@@ -152,6 +152,7 @@ class Trainer:
         logits = self._infer(self.model, self.config.evaluate.turns)
         if not self.main:
             return None
+        self.run.hold()
         mark_best(self.run.checkpoints, weights.parent.name)  # a kill may have come between a save and its mark
         evaluation = conclude(self.config, self.data, self.run, logits, weights)
         self.tracker.log({"val/cross_fitted_f2": evaluation.chosen_score.cross_fitted_f2}, self.total_steps)
@@ -243,6 +244,7 @@ class Trainer:
             self.best = Best(validation.score, f"step-{self.total_steps:08d}")
         epoch = {"phase": position.phase, "epoch": position.epoch - 1, "step": self.total_steps}
         if self.main:
+            self.run.hold()
             self.metrics.append({"kind": "epoch", **epoch, **validation.figures, "best": best})
             self.tracker.log({f"val/{name}": value for name, value in validation.figures.items()}, self.total_steps)
             figures = "  ".join(f"{name} {value:.4f}" for name, value in validation.figures.items())
@@ -275,6 +277,7 @@ class Trainer:
     def _save(self, learner: Learner, position: Position) -> None:
         learner.share_buffers()
         if self.main:
+            self.run.hold()
             scaler = self.accelerator.scaler
             state = State(
                 position=position,
@@ -306,6 +309,7 @@ class Trainer:
         where = f"{self._place(place.phase, place.epoch)} step {place.step}/{steps}"
         self.progress.step(where, self.total_steps, result.loss, images, waited)
         if self.total_steps % self.config.runtime.log_every_steps == 0:
+            self.run.hold()
             where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": self.total_steps}
             self.metrics.append({"kind": "train", **where_in_run, **result.figures()})
             rates = self.meter.read()

@@ -6,6 +6,7 @@ RUN/timing.jsonl     what differs from run to run: rates, waits, times of day
 RUN/checkpoints/     planet_dist.checkpoint
 RUN/evaluation/      predictions.npz, thresholds.json, metrics.json of the best checkpoint
 RUN/bundle/          planet_dist.bundle
+RUN/start.json       which start of the run may write here: the newest
 RUN/stopped.json     why the last start ended before the run did; launchers lose exit codes
 """
 
@@ -40,6 +41,8 @@ class RunFolder:
         self.evaluation = root / "evaluation"
         self.bundle = root / "bundle"
         self.stopped = root / "stopped.json"
+        self.start = root / "start.json"
+        self._number = 0
 
     def check(self, resume: Resume) -> None:
         """Raises RunError when the folder holds something and resuming was not asked for."""
@@ -73,13 +76,34 @@ class RunFolder:
         return checkpoint
 
     def create(self, config: Config) -> None:
-        """Makes the folder, and writes the configuration into it."""
+        """Makes the folder, writes the configuration into it, and takes it over from any earlier start."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.stopped.unlink(missing_ok=True)
+            self._number = self._newest_start() + 1
+            write_whole(self.start, f'{{"start": {self._number}}}\n'.encode())
             write_whole(self.config, config.to_toml().encode())
         except OSError as error:
             raise RunError(f"{self.root}: cannot be written ({error}); give another --out") from error
+
+    def hold(self) -> None:
+        """Raises RunError once a later start has taken the folder over; asked before anything is written.
+
+        A host that was cut off may come back with its start still alive, after another has gone on with the run.
+        """
+        if self._number and self._newest_start() != self._number:
+            raise RunError(
+                f"{self.root}: start {self._newest_start()} of this run has taken over from this one, number "
+                f"{self._number}; nothing more is written by it. Leave the run to the newer start"
+            )
+
+    def _newest_start(self) -> int:
+        try:
+            return int(json.loads(self.start.read_text())["start"])
+        except FileNotFoundError:
+            return 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.start}: not the number of a start ({error}); remove the file") from error
 
     def is_finished(self, config: Config) -> bool:
         """Whether the folder holds what training with `config` would come to.

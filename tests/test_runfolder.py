@@ -52,6 +52,18 @@ def test_resuming_with_the_same_gives_the_checkpoint(tmp_path: Path) -> None:
     assert found.state.position == Position(0, 1, 0)
 
 
+def test_an_older_start_can_no_longer_write_once_a_newer_one_has_begun(tmp_path: Path) -> None:
+    config = load_config("small-resnet-32")
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.hold()  # before any start: nothing to hold
+    first.create(config)
+    first.hold()
+    second.create(config)
+    second.hold()
+    with pytest.raises(RunError, match="start 2 of this run has taken over from this one, number 1"):
+        first.hold()
+
+
 def test_a_log_drops_what_a_restart_undid_and_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = JsonLines(path)
