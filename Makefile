@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench reproduce soak-damage soak-slurm lock clean
+.PHONY: help demo test lint bench reproduce soak soak-damage soak-slurm lock clean
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -55,6 +55,9 @@ reproduce: $(READY) ## every row of both papers on made chips, small and quick, 
 	test -d build/tif || planet-shard build --images build/chips/train-tif --labels build/chips/train.csv --out build/tif
 	planet-dist reproduce paper1 --data build/jpg --tiff build/tif --scale quick --out build/paper1
 	planet-dist reproduce paper2 --data build/jpg --scale quick --out build/paper2
+
+soak: $(READY) ## a hundred kills of training at random moments: every run ends as one left alone (an hour)
+	python -m tests.soak_kills
 
 soak-damage: $(READY) ## a thousand random damages to small datasets: none silent, hanging or taking memory unbounded
 	python tests/soak_damage.py --count 1000
