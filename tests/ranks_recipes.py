@@ -1,0 +1,97 @@
+"""Run under accelerate launch by test_recipes.py: two steps of every phase of every recipe, on two ranks.
+
+ranks_recipes.py JPG_DATASET TIF_DATASET OUT.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from webdataset.pipeline import DataPipeline
+
+from planet_dist.augment import Preprocess
+from planet_dist.config import Config, load_config, recipe_paths
+from planet_dist.data import Data, open_data
+from planet_dist.learner import Learner
+from planet_dist.losses import build_loss
+from planet_dist.models import build_model, count_parameters
+from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps
+
+STEPS, BATCH = 2, 4
+
+
+def digest(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """A number that stands for the tensors' bytes."""
+    sha = hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors))
+    return torch.tensor([int.from_bytes(sha.digest()[:7], "big")])
+
+
+def train(config: Config, data: Data, accelerator: Accelerator) -> list[dict[str, object]]:
+    """What each phase came to."""
+    manifest = data.dataset.manifest
+    preprocess = Preprocess(
+        config.data, manifest.image.pixels, manifest.mean, manifest.std, augment=config.augment, seed=config.seed
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, 17, manifest.image.bands, preprocess.side, manifest.image.band_order)
+    model = model.to(memory_format=torch.channels_last)
+    trained_NC = data.targets_NC[data.split.train_ids].astype(np.int64)
+    loss = build_loss(
+        config.loss, 17, manifest.vocabulary, trained_NC.sum(axis=0), trained_NC.T @ trained_NC, len(trained_NC)
+    )
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    found = []
+    for phase in config.phases:
+        plan = data.plan(config, phase)
+        learner = Learner(phase, model, loss, preprocess, accelerator, steps_per_epoch=plan.steps_per_epoch, seed=0)
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [digest(frozen), digest(moving)]
+        decoded = DecodedBatches(data.dataset, data.targets_NC, BATCH, threads=1, prefetch_batches=2)
+        batches = iter(
+            DataPipeline(
+                PlannedSteps(plan, range(1), 0, rank=rank, num_ranks=ranks), decoded, OnDevice(accelerator.device)
+            )
+        )
+        losses = [learner.step(next(batches), step, plan.batch_length(step)).loss for step in range(STEPS)]
+        batches.close()
+        everything = accelerator.gather(digest(list(model.parameters())))
+        found.append(
+            {
+                "optimizer": type(learner.optimizer.optimizer).__name__,
+                "counts": count_parameters(model),
+                "ranks_equal": len(set(everything.tolist())) == 1,
+                "frozen_moved": bool(before[0] != digest(frozen)),
+                "trained_moved": bool(before[1] != digest(moving)),
+                "losses": losses,
+            }
+        )
+        learner.close()
+    return found
+
+
+def main(jpg: str, tif: str, out: str) -> None:
+    """Trains every recipe, and writes what rank 0 found."""
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    found = {}
+    for name in recipe_paths():
+        plain = load_config(name)
+        sizes = [f"phases.{number}.batch_size={BATCH}" for number in range(len(plain.phases))]
+        config = load_config(name, ["model.weights=none", "data.split=tail:20", *sizes])
+        found[name] = train(config, open_data(config, tif if config.data.kind == "tif" else jpg), accelerator)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        Path(out).write_text(json.dumps(found))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
