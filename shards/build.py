@@ -23,6 +23,7 @@ from shards.unfinished import FinishedShard, Workplace, check_output, open_workp
 from shards.workers import map_in_order, worker_pool
 
 PROBED_CHIPS = 101
+MOST_THREADS = 4  # decoding leaves the interpreter lock alone; beyond these, what is left of Python holds them up
 Progress = Callable[[int, int], None]
 
 
@@ -221,7 +222,7 @@ def _check_bands(options: BuildOptions, form: PixelFormat) -> None:
 
 def _check_only(job: _Job, workers: int, progress: Progress) -> list[Problem]:
     """Decodes every chip and writes nothing: what else is wrong beside what the scan has found."""
-    with worker_pool(workers) as pool:
+    with worker_pool(workers, most_threads=MOST_THREADS) as pool:
         packed_chunks = _packed_chunks(pool, job, job.own_plans, workers, progress)
         return [problem for packed in packed_chunks for problem in packed.problems]
 
@@ -238,7 +239,7 @@ def _pack(place: Workplace, job: _Job, options: BuildOptions, progress: Progress
     reused_shards = len(finished)
     todo = [plan for plan in job.own_plans if plan.name not in finished]
     _check_space(options.out, sum(plan.bytes for plan in todo))
-    with worker_pool(options.workers) as pool:
+    with worker_pool(options.workers, most_threads=MOST_THREADS) as pool:
         packed = _packed_chunks(pool, job, todo, options.workers, progress)
         for plan in todo:
             pieces = islice(packed, sum(1 for _ in job.chunks(plan)))

@@ -30,11 +30,14 @@ def available_cores() -> int:
 
 
 @contextmanager
-def worker_pool(workers: int) -> Iterator[Executor]:
-    """Workers for as long as the block runs: processes, or one thread of this process for one worker."""
+def worker_pool(workers: int, *, most_threads: int = 1) -> Iterator[Executor]:
+    """Workers for as long as the block runs: processes, or threads of this process for up to `most_threads`.
+
+    Threads hand over what they made without copying it, and wait for each other at the interpreter lock.
+    """
     executor: Executor
-    if workers == 1:
-        executor = ThreadPoolExecutor(1)
+    if workers <= most_threads:
+        executor = ThreadPoolExecutor(workers)
     else:
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
