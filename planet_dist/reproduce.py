@@ -53,7 +53,8 @@ _CAPTIONS = {
     "labels-beside-other": "Each label, baseline and best model (first paper, Figure 6 and section 5).",
     "certain-": "The chips of which the model is surest (first paper, Figure 7).",
     "cooccurrence": "Co-occurrence of labels: in the data, and predicted (second paper, Figures 1 and 6).",
-    "mistakes": "Validation chips decided worst; orange is missed, blue is added (second paper, Figure 5).",
+    "mistakes": "Validation chips decided worst; orange is missed, blue is added.",
+    "mistakes-exclusive": "Chips given labels that exclude each other (second paper, Figure 5).",
     "noise-": "Labels that look wrong (second paper, section 4.2).",
     "activation-maps": "Where the network sees a river and where a road, in chips in which it confuses them "
     "(second paper, section 6).",
