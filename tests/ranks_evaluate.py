@@ -39,6 +39,9 @@ def main(path: str, out: str) -> None:
     )
     if accelerator.is_main_process:
         np.savez(out, ids=found.ids_N, logits=found.logits_NC, ranks=accelerator.num_processes)
+    # A rank that exits with its process group open may abort in the group's own threads.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

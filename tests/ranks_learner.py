@@ -118,6 +118,9 @@ def main(out: Path) -> None:
     found["shared_mean"] = learner.model.get_buffer("backbone.stem1.1.running_mean").numpy()
     found["shared_ema_mean"] = learner.average.model.get_buffer("backbone.stem1.1.running_mean").numpy()
     np.savez(out / f"rank{accelerator.process_index}.npz", **found)
+    # A rank that exits with its process group open may abort in the group's own threads.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
