@@ -221,16 +221,3 @@ def interval(means_B: Array, confidence: float = 0.95) -> tuple[float, float]:
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(np.asarray(means_B, dtype=np.float64), [tail, 1.0 - tail])
     return float(low), float(high)
-
-
-def f2_interval(
-    decisions_NC: Array, targets_NC: Array, seed: int, resamples: int = 1000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """A bootstrap interval, over samples, of the sample-averaged F2.
-
-    Args:
-        decisions_NC, targets_NC: 0 and 1 or bool (N, C).
-        seed: not negative; the same seed gives the same interval.
-    """
-    scores_N1 = sample_f2(decisions_NC, targets_NC)[:, None]
-    return interval(bootstrap_means(scores_N1, seed, resamples)[:, 0], confidence)

@@ -12,7 +12,6 @@ import secrets
 import urllib.request
 import warnings
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
@@ -143,8 +142,3 @@ class Tracker:
                 del os.environ["WANDB_SILENT"]
             else:
                 os.environ["WANDB_SILENT"] = before
-
-
-def offline_files(run: Path) -> list[Path]:
-    """The offline runs that W&B left under a run's folder."""
-    return sorted((run / "wandb").glob("offline-run-*"))

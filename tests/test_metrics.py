@@ -107,12 +107,13 @@ def test_bootstrap_is_a_function_of_its_seed():
     assert not np.array_equal(first, metrics.bootstrap_means(scores_N1, seed=6))
 
 
-def test_f2_interval_holds_the_f2_and_narrows_with_more_samples():
+def test_the_interval_holds_the_f2_and_narrows_with_more_samples():
     rng = np.random.default_rng(3)
     true_NC = rng.random((2000, 5)) < 0.4
     decided_NC = true_NC ^ (rng.random((2000, 5)) < 0.1)
-    low, high = metrics.f2_interval(decided_NC, true_NC, seed=0)
-    few_low, few_high = metrics.f2_interval(decided_NC[:100], true_NC[:100], seed=0)
+    scores_N1 = metrics.sample_f2(decided_NC, true_NC)[:, None]
+    low, high = metrics.interval(metrics.bootstrap_means(scores_N1, seed=0)[:, 0])
+    few_low, few_high = metrics.interval(metrics.bootstrap_means(scores_N1[:100], seed=0)[:, 0])
     assert low < metrics.mean_f2(decided_NC, true_NC) < high
     assert high - low < few_high - few_low
 

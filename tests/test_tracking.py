@@ -19,7 +19,7 @@ import pytest
 from planet_dist import tracking
 from planet_dist.config import Config, TrackingConfig, load_config
 from planet_dist.runfolder import RunFolder
-from planet_dist.tracking import Tracker, offline_files, tracking_mode
+from planet_dist.tracking import Tracker, tracking_mode
 from shards.errors import RunError
 from tests.conftest import REPOSITORY
 
@@ -180,7 +180,7 @@ def test_an_offline_run_writes_its_numbers_under_one_id_and_asks_no_network(
     printed = track(run, listener)
     run_id = printed.strip()
     assert len(run_id) == 8 and printed.count("\n") == 1, "W&B's banners stay out of the way"
-    (folder,) = offline_files(run)
+    (folder,) = (run / "wandb").glob("offline-run-*")
     assert folder.name.endswith(f"-{run_id}")
     found = list(records(folder / f"run-{run_id}.wandb"))
     started = [record.run for record in found if record.HasField("run")]
