@@ -23,9 +23,14 @@ class MovingAverage:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, updates: int) -> None:
-        """Moves the copy towards `model`; `updates` counts those made before."""
-        weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
+    def update(self, model: nn.Module, updates: int, share: torch.Tensor) -> None:
+        """Moves the copy towards `model`.
+
+        Args:
+            updates: made before.
+            share: 0-d on the model's device: 1, or 0 to leave the copy where it is.
+        """
+        weight = share * (1 - min(self.decay, (1 + updates) / (10 + updates)))
         pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
         floats = []
         for mine, theirs in pairs:
@@ -33,4 +38,7 @@ class MovingAverage:
                 floats.append((mine, theirs))
             else:
                 mine.copy_(theirs)
-        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)
+        mine_N = [a for a, _ in floats]
+        steps_N = torch._foreach_sub([b for _, b in floats], mine_N)
+        torch._foreach_mul_(steps_N, weight)
+        torch._foreach_add_(mine_N, steps_N)

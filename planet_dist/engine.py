@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,21 @@ class Stopped(Exception):
     def __init__(self, reason: str, total_steps: int) -> None:
         super().__init__(f"stopped by {reason} after step {total_steps}, all saved; go on with --resume auto")
         self.reason, self.total_steps = reason, total_steps
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was taken and not yet read: where it leads, and what is logged with it.
+
+    Attributes:
+        images: of the global batch.
+        waited: seconds, for the batch.
+    """
+
+    place: Position
+    total_steps: int
+    images: int
+    waited: float
 
 
 class Trainer:
@@ -128,6 +145,7 @@ class Trainer:
             self.timing = JsonLines(run.timing)
         self.progress = Progress(shown=self.main, total_steps=self._steps_before(len(config.phases)))
         self.meter = Meter(since=time.perf_counter())
+        self.taken: deque[_Taken] = deque()
         self.val_decoded = self._decoded(config.evaluate.batch_size)
 
     def train(self) -> Evaluation | None:
@@ -197,25 +215,35 @@ class Trainer:
             epoch = batch.epoch - earlier
             done = epoch * plan.steps_per_epoch + batch.step
             length = plan.batch_length(batch.step)
-            try:
-                result = learner.step(batch, done, length, self.wishes.now())
-            except NonFiniteError as error:
-                raise TrainingError(f"{error}. Samples: {self.data.dataset.keys(error.ids[:20])}") from error
+            learner.step(batch, done, length, self.wishes.now())
             self.total_steps += 1
             place = Position(number, epoch, batch.step + 1)
-            self._log_step(place, plan.steps_per_epoch, result, length, waited)
-            if place.step == plan.steps_per_epoch:
-                # While this rank validates, its threads decode the next epoch's first batches.
-                self._end_epoch(learner, Position(number, epoch + 1))
-            elif self._is_due(result.wish):
-                self._save(learner, place)
-            if result.wish.stop:
+            self.taken.append(_Taken(place, self.total_steps, length, waited))
+            wish = self._read_results(learner, unread=1)
+            at_end = place.step == plan.steps_per_epoch
+            every = self.config.runtime.checkpoint_steps
+            if at_end or wish.save or wish.stop or (every and self.total_steps % every == 0):
+                # Nothing is judged or saved before all that led to it is known to be sound.
+                wish |= self._read_results(learner, unread=0)
+                if at_end:
+                    # While this rank validates, its threads decode the next epoch's first batches.
+                    self._end_epoch(learner, Position(number, epoch + 1))
+                else:
+                    self._save(learner, place)
+            if wish.stop:
                 raise Stopped(self.wishes.reason, self.total_steps)
         learner.close()
 
-    def _is_due(self, wish: Wish) -> bool:
-        every = self.config.runtime.checkpoint_steps
-        return wish.save or wish.stop or bool(every and self.total_steps % every == 0)
+    def _read_results(self, learner: Learner, unread: int) -> Wish:
+        """Logs what steps came to, and says what any rank wished in them."""
+        wish = Wish()
+        try:
+            for result in learner.results(unread):
+                self._log_step(self.taken.popleft(), result)
+                wish |= result.wish
+        except NonFiniteError as error:
+            raise TrainingError(f"{error}. Samples: {self.data.dataset.keys(error.ids[:20])}") from error
+        return wish
 
     def _restore(self, learner: Learner, position: Position) -> None:
         checkpoint = self.checkpoint
@@ -302,20 +330,21 @@ class Trainer:
             prune(self.run.checkpoints, self.config.runtime.keep_checkpoints, self.best)
         self.accelerator.wait_for_everyone()
 
-    def _log_step(self, place: Position, steps: int, result: StepResult, images: int, waited: float) -> None:
+    def _log_step(self, taken: _Taken, result: StepResult) -> None:
         if not self.main:
             return
-        self.meter.add(images, waited)
-        where = f"{self._place(place.phase, place.epoch)} step {place.step}/{steps}"
-        self.progress.step(where, self.total_steps, result.loss, images, waited)
-        if self.total_steps % self.config.runtime.log_every_steps == 0:
+        place, total_steps = taken.place, taken.total_steps
+        self.meter.add(taken.images, taken.waited)
+        where = f"{self._place(place.phase, place.epoch)} step {place.step}/{self.plans[place.phase].steps_per_epoch}"
+        self.progress.step(where, total_steps, result.loss, taken.images, taken.waited)
+        if total_steps % self.config.runtime.log_every_steps == 0:
             self.run.hold()
-            where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": self.total_steps}
+            where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": total_steps}
             self.metrics.append({"kind": "train", **where_in_run, **result.figures()})
             rates = self.meter.read()
             self.timing.append({"kind": "train", **where_in_run, **rates, "time": time.time()})
             logged = {f"train/{name}": value for name, value in result.figures().items()}
-            self.tracker.log(logged | {f"time/{name}": value for name, value in rates.items()}, self.total_steps)
+            self.tracker.log(logged | {f"time/{name}": value for name, value in rates.items()}, total_steps)
 
     def _place(self, phase: int, epoch: int) -> str:
         phases = self.config.phases

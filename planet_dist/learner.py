@@ -6,6 +6,7 @@ Letters in array names: B samples of a rank's part of a batch, C labels, H and W
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class StepResult:
 
 
 class NonFiniteError(TrainingError):
-    """A loss or gradient that is not a number; raised on every rank, before the weights change.
+    """A loss or gradient that is not a number; raised on every rank. No weight has changed since the step before it.
 
     Attributes:
         ids: of the samples whose loss is not finite; empty where only the gradient isn't.
@@ -60,10 +61,31 @@ class NonFiniteError(TrainingError):
     def __init__(self, epoch: int, step: int, ids: list[int]) -> None:
         what = f"the loss of {len(ids)} sample(s)" if ids else "the gradient"
         super().__init__(
-            f"epoch {epoch}, step {step}: {what} is not finite; the weights are as before this step. "
+            f"epoch {epoch}, step {step}: {what} is not finite; no weight has changed since the step before it. "
             "Lower the learning rate, clip the gradient (clip_norm), or leave fp16 for bf16"
         )
         self.ids = ids
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose figures are on their way to the host.
+
+    Attributes:
+        figures: float64 (5,) on the host: sum of the losses, number of losses that are not finite, ranks that wish to
+            save, ranks that wish to stop, norm of the gradient.
+        arrived: the event after which `figures` may be read, where a device writes them.
+        bad_B: bool on the device: which losses of this rank's part are not finite.
+    """
+
+    epoch: int
+    step: int
+    ids_B: NDArray[np.int64]
+    batch_length: int
+    learning_rate: float
+    figures: torch.Tensor
+    arrived: torch.cuda.Event | None
+    bad_B: torch.Tensor
 
 
 class Learner:
@@ -71,6 +93,9 @@ class Learner:
 
     The model is wrapped anew for each phase: DDP lays its reductions out when it wraps, and weights that are
     unfrozen later would drift apart from rank to rank. Only the model and the optimizer are prepared by Accelerate.
+
+    No step waits for the device. What a step came to is read when the next one is under way (results()); a step that
+    is not sound leaves the weights alone on the device by itself, and so do those after it.
 
     Args:
         model: unwrapped, on the device, in channels_last.
@@ -103,9 +128,15 @@ class Learner:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.wrapped, self.optimizer = accelerator.prepare(model, make_optimizer(phase, trained))
         self._trained = trained
+        # 1 from the first step on that was not sound: fused optimizers then change nothing.
+        self._halted = torch.zeros((), device=accelerator.device)
+        if accelerator.scaler is None:
+            optimizer = self.optimizer.optimizer
+            optimizer.grad_scale, optimizer.found_inf = None, self._halted
+        self._taken: deque[_Taken] = deque()
 
-    def step(self, batch: Batch, done_steps: int, batch_length: int, wish: Wish = _NOTHING) -> StepResult:
-        """Takes one optimizer step.
+    def step(self, batch: Batch, done_steps: int, batch_length: int, wish: Wish = _NOTHING) -> None:
+        """Takes one optimizer step; results() tells what it came to.
 
         Args:
             batch: this rank's part.
@@ -115,7 +146,6 @@ class Learner:
 
         Raises:
             ConfigError: the batch has fewer samples than there are ranks.
-            NonFiniteError: on every rank; the weights are as they were.
         """
         ranks = self.accelerator.num_processes
         if batch_length < ranks:  # all ranks see it: none waits for another
@@ -144,13 +174,39 @@ class Learner:
                     objective = objective + self.model.penalty()
                 self.accelerator.backward(objective)
             losses.append(loss_B.detach())
-        mean_loss, wishes = self._agree(torch.cat(losses), batch, batch_length, wish)
-        grad_norm = self._clipped_norm(batch)
+        loss_B = torch.cat(losses)
+        bad_B = ~torch.isfinite(loss_B)
+        totals = self._totals(loss_B, bad_B, wish)
+        self._halt_if(totals[1] > 0)
+        norm = self._clipped_norm()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model, done_steps)
-        return StepResult(mean_loss, grad_norm, rate, wishes)
+            self.average.update(self.model, done_steps, 1 - self._halted)
+        figures, arrived = _on_host(torch.cat([totals, norm.double().reshape(1)]))
+        taken = _Taken(batch.epoch, batch.step, batch.ids_B, batch_length, rate, figures, arrived, bad_B)
+        self._taken.append(taken)
+
+    def results(self, unread: int = 0) -> Iterator[StepResult]:
+        """What steps came to, in order, those read before left out; every rank must read alike.
+
+        Args:
+            unread: newest steps to leave for later. With 1, the host waits for nothing that the device is not done
+                with, while it has a step to work on.
+
+        Raises:
+            NonFiniteError: on every rank.
+        """
+        while len(self._taken) > unread:
+            taken = self._taken.popleft()
+            if taken.arrived is not None:
+                taken.arrived.synchronize()  # waits for the device
+            total, bad, save, stop, norm = taken.figures.tolist()
+            # With fp16 the scaler finds such a gradient itself, leaves out the step and lowers its scale.
+            if bad or not (math.isfinite(norm) or self.accelerator.scaler is not None):
+                raise self._not_finite(taken)
+            wish = Wish(save=save > 0, stop=stop > 0)
+            yield StepResult(total / taken.batch_length, norm, taken.learning_rate, wish)
 
     def evaluated_model(self) -> nn.Module:
         """The model to judge and keep: the moving average where there is one.
@@ -177,26 +233,45 @@ class Learner:
         key = [self.seed, batch.epoch, batch.step, self.accelerator.process_index, _DROPOUT_STREAM]
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
-    def _agree(self, loss_B: torch.Tensor, batch: Batch, batch_length: int, wish: Wish) -> tuple[float, Wish]:
-        """The mean loss over the global batch, and what any rank wants."""
-        bad_B = ~torch.isfinite(loss_B)
-        wanted = torch.tensor([wish.save, wish.stop], dtype=torch.float64, device=loss_B.device)
-        totals = torch.cat([torch.stack([loss_B.sum(dtype=torch.float64), bad_B.sum().double()]), wanted])
-        # Waits for the device: what the host decides here must be known before the weights change.
-        total, bad, save, stop = self.accelerator.reduce(totals, "sum").tolist()
-        if bad:
-            flagged = torch.from_numpy(batch.ids_B).to(bad_B.device).masked_fill(~bad_B, -1)
-            ids = self.accelerator.gather(self.accelerator.pad_across_processes(flagged, pad_index=-1))
-            raise NonFiniteError(batch.epoch, batch.step, sorted(i for i in ids.tolist() if i >= 0))
-        return float(total) / batch_length, Wish(save=save > 0, stop=stop > 0)
+    def _totals(self, loss_B: torch.Tensor, bad_B: torch.Tensor, wish: Wish) -> torch.Tensor:
+        """Over all ranks, float64 (4,): sum of the losses, bad ones, wishes to save, wishes to stop."""
+        wanted = torch.tensor([wish.save, wish.stop], dtype=torch.float64).to(loss_B.device, non_blocking=True)
+        own = torch.cat([torch.stack([loss_B.sum(dtype=torch.float64), bad_B.sum().double()]), wanted])
+        totals: torch.Tensor = self.accelerator.reduce(own, "sum")
+        return totals
 
-    def _clipped_norm(self, batch: Batch) -> float:
+    def _halt_if(self, unsound: torch.Tensor) -> None:
+        self._halted.copy_(torch.maximum(self._halted, unsound.float()))
+        if self.accelerator.scaler is not None:
+            # The scaler alone tells the optimizer what to leave out, by the gradients that it finds not finite.
+            first = self._trained[0]
+            assert first.grad is not None
+            first.grad.add_(torch.where(self._halted > 0, torch.nan, 0.0))
+
+    def _clipped_norm(self) -> torch.Tensor:
         limit = self.phase.clip_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self._trained, limit))
-        # With fp16 the scaler finds such a gradient itself, leaves out the step and lowers its scale.
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            raise NonFiniteError(batch.epoch, batch.step, [])
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self._trained, limit)
+        if self.accelerator.scaler is None:
+            self._halt_if(~torch.isfinite(norm))
         return norm
+
+    def _not_finite(self, taken: _Taken) -> NonFiniteError:
+        """Gathers the samples at fault from all ranks."""
+        flagged = torch.from_numpy(taken.ids_B).to(taken.bad_B.device).masked_fill(~taken.bad_B, -1)
+        ids = self.accelerator.gather(self.accelerator.pad_across_processes(flagged, pad_index=-1))
+        bad_ids = sorted(i for i in ids.tolist() if i >= 0)
+        return NonFiniteError(taken.epoch, taken.step, bad_ids)
+
+
+def _on_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and the event by which it has arrived."""
+    if values.device.type != "cuda":
+        return values, None
+    copied = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copied.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copied, arrived
 
 
 def _parts(batch: Batch, accumulate: int) -> Iterator[tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]]:
@@ -212,7 +287,12 @@ def make_optimizer(phase: PhaseConfig, parameters: list[nn.Parameter]) -> torch.
     """The phase's optimizer. AdamW decays matrices and filters, not biases and norms' scales."""
     rate, decay = phase.learning_rate, phase.weight_decay
     if phase.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=phase.momentum, weight_decay=decay, fused=True)
+        sgd = torch.optim.SGD(parameters, lr=rate, momentum=phase.momentum, weight_decay=decay, fused=True)
+        for parameter in parameters if phase.momentum else []:
+            # torch leaves the buffers of a first step that fp16's scaler skips as memory comes; from zero, the first
+            # step is the same.
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if phase.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
     groups = [

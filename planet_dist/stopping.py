@@ -1,8 +1,8 @@
 """Asking a run to save and end: by signal, or by the clock.
 
 A signal's handler only notes the signal. What is noted travels with the step's own small reduction (Learner.step), so
-that all ranks save after the same step, whichever of them was asked. A second signal ends the process at once, with
-the last checkpoint intact.
+that all ranks save after the same step, whichever of them was asked: the one after which the result is read. A second
+signal ends the process at once, with the last checkpoint intact.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ class Wish:
 
     save: bool = False
     stop: bool = False
+
+    def __or__(self, other: Wish) -> Wish:
+        """What either wants."""
+        return Wish(self.save or other.save, self.stop or other.stop)
 
 
 class Wishes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from planet_dist.augment import Preprocess
 from planet_dist.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, PhaseConfig
-from planet_dist.learner import Learner, NonFiniteError
+from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.losses import build_loss
 from planet_dist.models import build_model
 from planet_dist.stream import Batch
@@ -82,6 +82,13 @@ def make_learner(
     )
 
 
+def take(learner: Learner, batch: Batch, done_steps: int, batch_length: int) -> StepResult:
+    """One step, and what it came to."""
+    learner.step(batch, done_steps, batch_length)
+    [result] = learner.results()
+    return result
+
+
 def weights(learner: Learner) -> dict[str, NDArray[Any]]:
     return {name: tensor.detach().clone().numpy() for name, tensor in learner.model.state_dict().items()}
 
@@ -97,7 +104,7 @@ def main(out: Path) -> None:
     found: dict[str, Any] = {"ranks": accelerator.num_processes}
     for accumulate in (1, 2):
         learner = make_learner(accelerator, accumulate=accumulate)
-        results = [learner.step(part_of(make_batch(0, step), mine), step, CHIPS) for step in range(3)]
+        results = [take(learner, part_of(make_batch(0, step), mine), step, CHIPS) for step in range(3)]
         found |= {f"{accumulate}:{name}": tensor for name, tensor in weights(learner).items()}
         found[f"{accumulate}:losses"] = [result.loss for result in results]
         found[f"{accumulate}:norms"] = [result.grad_norm for result in results]
@@ -105,7 +112,7 @@ def main(out: Path) -> None:
     learner = make_learner(accelerator, preprocess=NotANumber)
     before = weights(learner)
     try:
-        learner.step(part_of(make_batch(first_id=BAD_ID - CHIPS + 1), mine), 0, CHIPS)
+        take(learner, part_of(make_batch(first_id=BAD_ID - CHIPS + 1), mine), 0, CHIPS)
     except NonFiniteError as error:
         found["bad_ids"] = error.ids
     found["changed"] = [name for name, tensor in weights(learner).items() if not np.array_equal(tensor, before[name])]

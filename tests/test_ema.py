@@ -8,6 +8,8 @@ from torch import nn
 
 from planet_dist.ema import MovingAverage
 
+ONE = torch.ones(())
+
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
@@ -32,9 +34,19 @@ def test_the_decay_rises_from_a_tenth_to_the_one_asked_for(updates: int, decay: 
     before = average.model[0].weight.clone()
     with torch.no_grad():
         model[0].weight.add_(torch.randn_like(model[0].weight))
-    average.update(model, updates)
+    average.update(model, updates, ONE)
     expected = decay * before.double() + (1 - decay) * model[0].weight.detach().double()
     assert torch.allclose(average.model[0].weight.double(), expected, atol=1e-7)
+
+
+def test_a_share_of_nothing_leaves_the_average_where_it_is() -> None:
+    model = network()
+    average = MovingAverage(model, 0.9)
+    before = average.model[0].weight.clone()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    average.update(model, 100, torch.zeros(()))
+    assert torch.equal(average.model[0].weight, before)
 
 
 def test_batch_norm_statistics_are_averaged_and_its_counter_copied() -> None:
@@ -42,7 +54,7 @@ def test_batch_norm_statistics_are_averaged_and_its_counter_copied() -> None:
     average = MovingAverage(model, 0.5)
     model(torch.randn(8, 3, 6, 6))
     moved = model[1].running_mean.clone()
-    average.update(model, 100)
+    average.update(model, 100, ONE)
     assert torch.allclose(average.model[1].running_mean, 0.5 * moved, atol=1e-7)
     assert int(average.model[1].num_batches_tracked) == 1
 
@@ -51,7 +63,7 @@ def test_averaging_leaves_the_weights_and_their_gradients_alone() -> None:
     model = network()
     model(torch.randn(2, 3, 6, 6)).sum().backward()
     before = [(p.detach().clone(), p.grad.clone()) for p in model.parameters() if p.grad is not None]
-    MovingAverage(model, 0.9).update(model, 3)
+    MovingAverage(model, 0.9).update(model, 3, ONE)
     assert all(
         torch.equal(p, weight) and torch.equal(p.grad, grad)
         for p, (weight, grad) in zip(model.parameters(), before, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,9 +18,10 @@ from torch import nn
 from planet_dist.config import PhaseConfig
 from planet_dist.learner import Learner, NonFiniteError, learning_rate, make_optimizer
 from planet_dist.losses import Loss
+from planet_dist.stopping import Wish
 from shards.errors import ConfigError
 from tests.conftest import launch
-from tests.ranks_learner import BAD_ID, CHIPS, NotANumber, make_batch, make_learner, part_of, weights
+from tests.ranks_learner import BAD_ID, CHIPS, NotANumber, make_batch, make_learner, part_of, take, weights
 
 Weights = dict[str, NDArray[Any]]
 
@@ -69,7 +70,7 @@ def test_a_step_follows_the_mean_loss_plus_the_penalty_once(accelerator: Acceler
     penalty = 0.01 * sum(model.head.get_parameter(f"{name}.weight").square().sum() for name in ("dense2", "dense3"))
     gradients = torch.autograd.grad(loss + penalty, list(model.parameters()))
     before = weights(learner)
-    result = learner.step(batch, 0, CHIPS)
+    result = take(learner, batch, 0, CHIPS)
     assert result.loss == pytest.approx(loss.item(), rel=1e-6)
     assert result.grad_norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in gradients)), rel=1e-5)
     for (name, weight), gradient in zip(learner.model.named_parameters(), gradients, strict=True):
@@ -103,7 +104,7 @@ def test_two_unlike_ranks_step_as_one_process_does(
     accelerator: Accelerator, two_ranks: list[dict[str, NDArray[Any]]], accumulate: int
 ) -> None:
     learner = make_learner(accelerator)
-    results = [learner.step(make_batch(0, step), step, CHIPS) for step in range(3)]
+    results = [take(learner, make_batch(0, step), step, CHIPS) for step in range(3)]
     expected = weights(learner)
     for rank in two_ranks:
         assert rank["ranks"] == 2
@@ -145,7 +146,7 @@ def test_a_pixel_that_is_not_a_number_changes_neither_weights_nor_optimizer(acce
     before = state_of(learner)
     assert any(name.startswith("optimizer") for name in before)
     with pytest.raises(NonFiniteError, match=r"epoch 0, step 1: the loss of 1 sample.*clip_norm") as caught:
-        learner.step(make_batch(0, 1, first_id=BAD_ID - 2), 1, CHIPS)
+        take(learner, make_batch(0, 1, first_id=BAD_ID - 2), 1, CHIPS)
     assert caught.value.ids == [BAD_ID]
     assert changes(before, state_of(learner)) == set()
 
@@ -155,7 +156,7 @@ def test_weights_that_are_not_numbers_blame_every_chip(accelerator: Accelerator)
     with torch.no_grad():
         learner.model.head.get_parameter("dense3.bias")[1] = torch.inf
     with pytest.raises(NonFiniteError) as caught:
-        learner.step(make_batch(), 0, CHIPS)
+        take(learner, make_batch(), 0, CHIPS)
     assert caught.value.ids == list(range(100, 100 + CHIPS))
 
 
@@ -174,17 +175,71 @@ def test_a_gradient_that_is_not_finite_changes_nothing_either(accelerator: Accel
     steep: Any = SteepAtZero()
     learner.loss = steep
     with pytest.raises(NonFiniteError, match="the gradient is not finite") as caught:
-        learner.step(make_batch(0, 1), 1, CHIPS)
+        take(learner, make_batch(0, 1), 1, CHIPS)
     assert caught.value.ids == []
     assert changes(before, state_of(learner)) == set()
 
 
+def test_a_step_is_read_while_the_next_is_under_way_and_nothing_changes_after_a_bad_one(
+    accelerator: Accelerator,
+) -> None:
+    learner = make_learner(accelerator, preprocess=NotANumber, optimizer="adamw", ema_decay=0.9)
+    learner.step(make_batch(0, 0), 0, CHIPS)
+    assert list(learner.results(unread=1)) == []
+    learner.step(make_batch(0, 1), 1, CHIPS, Wish(save=True))
+    first, *others = learner.results(unread=1)
+    assert first.wish == Wish() and others == []
+    before = state_of(learner)
+    learner.step(make_batch(0, 2, first_id=BAD_ID - 2), 2, CHIPS)
+    [second] = learner.results(unread=1)
+    assert second.wish == Wish(save=True) and second.loss != first.loss
+    learner.step(make_batch(0, 3), 3, CHIPS)  # a sound one, begun before anybody knows
+    with pytest.raises(NonFiniteError, match="epoch 0, step 2: the loss of 1 sample") as caught:
+        list(learner.results(unread=1))
+    assert caught.value.ids == [BAD_ID]
+    assert changes(before, state_of(learner)) == set()
+
+
+@pytest.fixture
+def scaled(accelerator: Accelerator) -> Accelerator:
+    """As training in fp16 has it: losses are scaled, and the scaler says which steps are taken."""
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return accelerator
+
+
+def test_under_a_scaler_a_bad_loss_halts_too(scaled: Accelerator) -> None:
+    learner = make_learner(scaled, preprocess=NotANumber, optimizer="adamw", ema_decay=0.9)
+    take(learner, make_batch(0, 0), 0, CHIPS)
+    before = state_of(learner)
+    learner.step(make_batch(0, 1, first_id=BAD_ID - 2), 1, CHIPS)
+    learner.step(make_batch(0, 2), 2, CHIPS)
+    with pytest.raises(NonFiniteError, match="step 1: the loss of 1 sample"):
+        list(learner.results(unread=1))
+    assert changes(before, state_of(learner)) == set()
+
+
+def test_a_first_step_that_the_scaler_skips_leaves_momentum_at_zero(scaled: Accelerator) -> None:
+    learner = make_learner(scaled, momentum=0.9)
+    sound, steep = learner.loss, SteepAtZero()
+    learner.loss = cast(Any, steep)
+    before = weights(learner)
+    take(learner, make_batch(), 0, CHIPS)  # a gradient that is not finite is the scaler's to leave out
+    assert changes(before, weights(learner)) == set()
+    moments = [state["momentum_buffer"] for state in learner.optimizer.state_dict()["state"].values()]
+    assert moments and all(torch.count_nonzero(moment) == 0 for moment in moments)
+    learner.loss = sound
+    take(learner, make_batch(), 1, CHIPS)
+    fresh = make_learner(scaled, momentum=0.9)
+    take(fresh, make_batch(), 0, CHIPS)
+    assert largest_difference(weights(learner), weights(fresh)) < 1e-6
+
+
 def test_a_long_gradient_is_clipped_and_a_short_one_is_not(accelerator: Accelerator) -> None:
-    free = make_learner(accelerator, learning_rate=1.0).step(make_batch(), 0, CHIPS).grad_norm
+    free = take(make_learner(accelerator, learning_rate=1.0), make_batch(), 0, CHIPS).grad_norm
     for clip_norm, length in ((free / 4, free / 4), (free * 4, free)):
         learner = make_learner(accelerator, learning_rate=1.0, clip_norm=clip_norm)
         before = weights(learner)
-        result = learner.step(make_batch(), 0, CHIPS)
+        result = take(learner, make_batch(), 0, CHIPS)
         assert result.grad_norm == pytest.approx(free, rel=1e-5)  # what is logged is the length before clipping
         assert moved(before, weights(learner)) == pytest.approx(length, rel=1e-4)
 
@@ -251,7 +306,7 @@ def test_cosine_takes_what_warm_up_leaves() -> None:
 def test_a_step_is_taken_with_the_rate_of_its_place(accelerator: Accelerator) -> None:
     learner = make_learner(accelerator, learning_rate=0.5, warmup_epochs=1)
     before = weights(learner)
-    result = learner.step(make_batch(0, 2), 2, CHIPS)
+    result = take(learner, make_batch(0, 2), 2, CHIPS)
     assert result.learning_rate == pytest.approx(0.15)
     assert moved(before, weights(learner)) == pytest.approx(0.15 * result.grad_norm, rel=1e-4)
 
@@ -276,7 +331,7 @@ def test_dropout_is_drawn_from_seed_epoch_and_step_alone(accelerator: Accelerato
         batch = make_batch()
         placed = type(batch)(epoch, step, batch.ids_B, batch.images_BHWC, batch.targets_BC)
         learner.preprocess.train = lambda images_BHWC, ids_B, epoch: learner.preprocess.evaluate(images_BHWC)  # type: ignore[method-assign]
-        return learner.step(placed, 0, CHIPS).loss
+        return take(learner, placed, 0, CHIPS).loss
 
     assert loss() == loss(draws_before=17)
     assert len({loss(), loss(epoch=3), loss(step=2), loss(epoch=3, step=2), loss(seed=4)}) == 5
@@ -322,8 +377,8 @@ def test_the_loss_reported_leaves_the_penalty_out(accelerator: Accelerator) -> N
     learner = make_learner(accelerator)
     assert isinstance(learner.loss, Loss)
     learner.model.l2 = 0.0
-    plain = learner.step(make_batch(), 0, CHIPS).loss
-    assert make_learner(accelerator).step(make_batch(), 0, CHIPS).loss == pytest.approx(plain, rel=1e-6)
+    plain = take(learner, make_batch(), 0, CHIPS).loss
+    assert take(make_learner(accelerator), make_batch(), 0, CHIPS).loss == pytest.approx(plain, rel=1e-6)
 
 
 def part_sizes(accumulate: int, chosen: slice) -> list[int]:
