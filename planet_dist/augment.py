@@ -151,6 +151,12 @@ class Preprocess:
         """The chips as they are; shapes and errors as for `train`."""
         return self._normalise(self._resize(images_BHWC)).permute(0, 3, 1, 2)
 
+    def blank(self, count: int) -> Tensor:
+        """What `evaluate` gives of `count` black chips."""
+        form = self._form
+        shape = (count, form.height, form.width, form.bands)
+        return self.evaluate(torch.zeros(shape, dtype=getattr(torch, form.dtype), device=self._device))
+
     def _resize(self, images_BHWC: Tensor) -> Tensor:
         """The chips at the output's size: uint8 or float32, (B, height, width, C)."""
         dtype = str(images_BHWC.dtype).removeprefix("torch.")

@@ -38,6 +38,7 @@ from planet_dist.data import Data
 from planet_dist.evaluate import Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.learner import Learner, NonFiniteError, StepResult
+from planet_dist.liveness import Watch
 from planet_dist.losses import build_loss
 from planet_dist.models import build_model, count_parameters
 from planet_dist.progress import Meter, Progress
@@ -90,6 +91,7 @@ class Trainer:
 
     Args:
         checkpoint: to go on from, or None.
+        watch: that hears how far this rank has come.
     """
 
     def __init__(
@@ -100,9 +102,10 @@ class Trainer:
         tracker: Tracker,
         accelerator: Accelerator,
         checkpoint: Checkpoint | None,
+        watch: Watch,
     ) -> None:
         self.config, self.data, self.run, self.tracker, self.accelerator = config, data, run, tracker, accelerator
-        self.checkpoint = checkpoint
+        self.checkpoint, self.watch = checkpoint, watch
         manifest = data.dataset.manifest
         self.preprocess = Preprocess(
             config.data,
@@ -215,6 +218,7 @@ class Trainer:
             epoch = batch.epoch - earlier
             done = epoch * plan.steps_per_epoch + batch.step
             length = plan.batch_length(batch.step)
+            self.watch.beat(f"step {self.total_steps + 1}")
             learner.step(batch, done, length, self.wishes.now())
             self.total_steps += 1
             place = Position(number, epoch, batch.step + 1)
@@ -291,6 +295,7 @@ class Trainer:
                 batch_size=self.config.evaluate.batch_size,
                 turns=turns,
                 accelerator=self.accelerator,
+                on_batch=lambda number: self.watch.beat(f"batch {number} of validating step {self.total_steps}"),
             )
 
     def _load_best(self) -> Path:
@@ -303,6 +308,7 @@ class Trainer:
         return path
 
     def _save(self, learner: Learner, position: Position) -> None:
+        self.watch.beat(f"the saving of step {self.total_steps}")
         learner.share_buffers()
         if self.main:
             self.run.hold()
@@ -328,6 +334,7 @@ class Trainer:
                 mark_best(self.run.checkpoints, folder.name)
             self.wishes.saved()
             prune(self.run.checkpoints, self.config.runtime.keep_checkpoints, self.best)
+        self.watch.beat(f"the end of saving step {self.total_steps}")
         self.accelerator.wait_for_everyone()
 
     def _log_step(self, taken: _Taken, result: StepResult) -> None:

@@ -46,18 +46,25 @@ def mean_logits(model: nn.Module, independent: Independent, images_BCHW: torch.T
 
 @torch.no_grad()
 def infer(
-    model: nn.Module, independent: Independent, preprocess: Preprocess, batches: Iterable[Batch], turns: int
+    model: nn.Module,
+    independent: Independent,
+    preprocess: Preprocess,
+    batches: Iterable[Batch],
+    turns: int,
+    on_batch: Callable[[int], object] = lambda number: None,
 ) -> Logits:
     """A rank's own logits, padding included; the mean over `turns` views of each chip.
 
     Args:
         independent: turns the model's logits into those whose sigmoid is each label's probability; the loss that
             it was trained with knows how.
+        on_batch: told the number of every batch that is begun, from 0.
     """
     model.eval()
     ids: list[Ids] = []
     logits: list[torch.Tensor] = []
     for batch in batches:
+        on_batch(batch.step)
         logits.append(mean_logits(model, independent, preprocess.evaluate(batch.images_BHWC), turns))
         ids.append(batch.ids_B)
     return Logits(np.concatenate(ids), torch.cat(logits).cpu().numpy())
@@ -73,15 +80,19 @@ def evaluate(
     batch_size: int,
     turns: int,
     accelerator: Accelerator,
+    on_batch: Callable[[int], object] = lambda number: None,
 ) -> Logits:
     """The logits of `ids_N` on every rank, in ascending order of ids.
+
+    Args:
+        on_batch: as for infer; every rank has as many.
 
     Raises:
         TrainingError: an id is missing, came twice, or was not asked for.
     """
     mine = evaluation_batches(ids_N, batch_size, accelerator.process_index, accelerator.num_processes)
     pipeline = DataPipeline(FixedSteps(mine), decoded, OnDevice(accelerator.device))
-    part = infer(model, independent, preprocess, pipeline, turns)
+    part = infer(model, independent, preprocess, pipeline, turns, on_batch)
     device = accelerator.device
     all_ids_N = accelerator.gather(torch.from_numpy(part.ids_N).to(device)).cpu().numpy()
     all_logits_NC = accelerator.gather(torch.from_numpy(part.logits_NC).to(device)).cpu().numpy()

@@ -134,6 +134,8 @@ class Learner:
             optimizer = self.optimizer.optimizer
             optimizer.grad_scale, optimizer.found_inf = None, self._halted
         self._taken: deque[_Taken] = deque()
+        if accelerator.num_processes > 2:
+            self._settle_order_of_sums()
 
     def step(self, batch: Batch, done_steps: int, batch_length: int, wish: Wish = _NOTHING) -> None:
         """Takes one optimizer step; results() tells what it came to.
@@ -228,6 +230,22 @@ class Learner:
         """Unwraps the model for what comes next."""
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
+
+    def _settle_order_of_sums(self) -> None:
+        """Lets DDP lay its gradients' buckets anew before the first step, not after it.
+
+        DDP does so once, in the order in which the gradients of its first backward pass came, and in which order the
+        ranks' parts of a value are summed depends on where it lies. With three ranks or more, a resumed run would
+        take its first step with other sums than one that went on. Two have but one order.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.wrapped.train()
+        logits_BC = self.wrapped(self.preprocess.blank(2))
+        self.accelerator.backward(logits_BC.sum() * 0)
+        self.wrapped.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _step_seed(self, batch: Batch) -> int:
         key = [self.seed, batch.epoch, batch.step, self.accelerator.process_index, _DROPOUT_STREAM]

@@ -79,12 +79,18 @@ class RunFolder:
         """Makes the folder, writes the configuration into it, and takes it over from any earlier start."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            for left in self.root.glob(".*.tmp"):  # by a start that was killed while it wrote
+                left.unlink(missing_ok=True)
             self.stopped.unlink(missing_ok=True)
             self._number = self._newest_start() + 1
             write_whole(self.start, f'{{"start": {self._number}}}\n'.encode())
             write_whole(self.config, config.to_toml().encode())
         except OSError as error:
             raise RunError(f"{self.root}: cannot be written ({error}); give another --out") from error
+
+    def join(self) -> None:
+        """Makes the newest start, which another rank has begun, this rank's too."""
+        self._number = self._newest_start()
 
     def hold(self) -> None:
         """Raises RunError once a later start has taken the folder over; asked before anything is written.
@@ -128,8 +134,13 @@ class RunFolder:
             )
         return True
 
-    def write_stopped(self, reason: str, total_steps: int) -> None:
-        """Leaves word why this start ends before the run does."""
+    def write_stopped(self, reason: str, total_steps: int | None = None) -> None:
+        """Leaves word why this start ends before the run does.
+
+        Args:
+            total_steps: done and saved; None where nothing could be saved.
+        """
+        self.hold()
         text = json.dumps({"reason": reason, "step": total_steps, "remedy": "--resume auto"})
         write_whole(self.stopped, f"{text}\n".encode())
 

@@ -80,6 +80,7 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, name: s
     from planet_dist.data import open_data
     from planet_dist.engine import Stopped, Trainer, run_identity
     from planet_dist.launched import check_launch, find_launch
+    from planet_dist.liveness import Watch
     from planet_dist.runfolder import RunFolder
     from planet_dist.tables import print_evaluation
     from planet_dist.tracking import Tracker
@@ -102,7 +103,8 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, name: s
         # Buffers are made equal before they are used (Learner.share_buffers), not at every step.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=config.runtime.timeout_minutes)),
+            # Longer than the watch's, which can name the rank that the others wait for.
+            InitProcessGroupKwargs(timeout=timedelta(minutes=config.runtime.timeout_minutes + 1)),
         ],
     )
     data = open_data(config, data_location)
@@ -110,18 +112,23 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, name: s
     if accelerator.is_main_process:
         run.create(config)
     accelerator.wait_for_everyone()
-    tracker = Tracker(accelerator, config, run, name=name, run_id=checkpoint.state.tracker_id if checkpoint else None)
+    run.join()
+    rank, num_ranks = accelerator.process_index, accelerator.num_processes
     evaluation = None
-    try:
-        evaluation = Trainer(config, data, run, tracker, accelerator, checkpoint).train()
-    except Stopped as stopped:
-        if accelerator.is_main_process:
-            run.write_stopped(stopped.reason, stopped.total_steps)
-            click.echo(str(stopped))
-    finally:
-        tracker.close()
-    # A rank that exits with its process group open may abort in the group's own threads.
-    accelerator.wait_for_everyone()
+    with Watch(rank, num_ranks, config.runtime.timeout_minutes * 60, run.write_stopped) as watch:
+        accelerator.wait_for_everyone()
+        tracker_id = checkpoint.state.tracker_id if checkpoint else None
+        tracker = Tracker(accelerator, config, run, name=name, run_id=tracker_id)
+        try:
+            evaluation = Trainer(config, data, run, tracker, accelerator, checkpoint, watch).train()
+        except Stopped as stopped:
+            if accelerator.is_main_process:
+                run.write_stopped(stopped.reason, stopped.total_steps)
+                click.echo(str(stopped))
+        finally:
+            tracker.close()
+        # A rank that exits with its process group open may abort in the group's own threads.
+        accelerator.wait_for_everyone()
     accelerator.end_training()
     if evaluation is not None:
         print_evaluation(evaluation)
