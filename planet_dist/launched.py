@@ -8,6 +8,7 @@ launcher among its parents, reads what it was told, and stops when the two diffe
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from accelerate.commands.config.config_args import default_config_file, load_con
 from accelerate.commands.launch import launch_command_parser
 
 from shards.errors import ConfigError
+from shards.workers import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,24 @@ class Launch:
     num_processes: int
     device: str
     mixed_precision: str
+
+
+def end_with_launcher() -> None:
+    """Lets a rank end with the launcher that started it, however that ends, and at once where it has ended already.
+
+    The launcher gives each rank a session of its own, so that a killed one would leave its ranks waiting for each
+    other. A run started by hand may outlive its shell.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    die_with_parent()
+    try:
+        parent = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        parent = []
+    # An orphan's next parent knows nothing of this script.
+    if Path(sys.argv[0]).name not in {Path(word).name for word in parent}:
+        os._exit(1)
 
 
 def find_launch() -> Launch | None:

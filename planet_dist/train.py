@@ -79,21 +79,16 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, name: s
 
     from planet_dist.data import open_data
     from planet_dist.engine import Stopped, Trainer, run_identity
-    from planet_dist.launched import check_launch, find_launch
+    from planet_dist.launched import check_launch, end_with_launcher, find_launch
     from planet_dist.liveness import Watch
     from planet_dist.runfolder import RunFolder
     from planet_dist.tables import print_evaluation
     from planet_dist.tracking import Tracker
-    from shards.workers import die_with_parent
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|torch")
+    end_with_launcher()
     run = RunFolder(out)
-    launch = find_launch()
-    if launch is not None:
-        # The launcher gives each rank a session of its own, so that a killed one would leave its ranks running.
-        # A run started by hand may outlive its shell.
-        die_with_parent()
-    on_cpu = check_launch(launch)
+    on_cpu = check_launch(find_launch())
     run.check(resume)
     torch.set_num_threads(config.runtime.compute_threads)
     accelerator = Accelerator(

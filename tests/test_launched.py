@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -215,3 +219,38 @@ def test_fp16_is_for_gpus(gpus: int) -> None:
 @without_gpus
 def test_fp16_is_refused_where_there_is_no_gpu(gpus: int) -> None:
     refused(Launch("the command line", 1, "any", "fp16"), "fp16 needs a GPU; use bf16 or no on a CPU")
+
+
+LAUNCHER = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, *sys.argv[1:], str(os.getpid())], start_new_session=True)
+os._exit(0)  # it dies before its rank has begun to look
+"""
+RANK = """
+import os, pathlib, sys, time
+while os.getppid() == int(sys.argv[1]): time.sleep(0.01)
+from planet_dist.launched import end_with_launcher
+pathlib.Path({begun!r}).touch()
+end_with_launcher()
+pathlib.Path({went_on!r}).touch()
+"""
+
+
+@pytest.mark.parametrize("launched_as", ["a rank", "by hand"])
+def test_a_rank_whose_launcher_died_before_it_began_ends_and_one_started_by_hand_goes_on(
+    tmp_path: Path, launched_as: str
+) -> None:
+    begun, went_on, script = tmp_path / "begun", tmp_path / "went-on", tmp_path / "train.py"
+    env = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    script.write_text(RANK.format(begun=str(begun), went_on=str(went_on)))
+    subprocess.run(
+        [sys.executable, "-c", LAUNCHER, str(script)],
+        env=env | ({"TORCHELASTIC_RUN_ID": "none"} if launched_as == "a rank" else {}),
+        check=True,
+    )
+    deadline = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    assert begun.exists()
+    assert went_on.exists() == (launched_as == "by hand")
