@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from planet_dist.bundle import Bundle, load_bundle, write_bundle
+from planet_dist.bundle_description import Description
+from planet_dist.bundle_files import load_bundle, write_bundle
 from planet_dist.combination import COMBINATION_RULES, CombinationRule, mean_probabilities
 from planet_dist.ensemble_scores import EnsembleEvaluation, evaluate_ensemble
 from planet_dist.metrics import Array, Bools, Floats
@@ -71,7 +72,7 @@ def combine_runs(
     return evaluation
 
 
-def _read_runs(runs: Sequence[Path]) -> tuple[list[Bundle], list[Predictions]]:
+def _read_runs(runs: Sequence[Path]) -> tuple[list[Description], list[Predictions]]:
     if len(runs) < 2:
         raise RunError(f"{len(runs)} run(s): an ensemble has two members or more; give more runs")
     places = [run.resolve() for run in runs]
@@ -86,8 +87,8 @@ def _read_runs(runs: Sequence[Path]) -> tuple[list[Bundle], list[Predictions]]:
 
 
 def _merged(
-    runs: Sequence[Path], bundles: Sequence[Bundle], found: Sequence[Predictions], rule: CombinationRule
-) -> tuple[Bundle, Floats, Bools, Array]:
+    runs: Sequence[Path], bundles: Sequence[Description], found: Sequence[Predictions], rule: CombinationRule
+) -> tuple[Description, Floats, Bools, Array]:
     """One bundle of all, and the members' predictions in one order; an error where they don't belong together."""
     first, ids_N = bundles[0], np.sort(found[0].ids_N)
     aligned: list[Floats] = []
@@ -127,14 +128,14 @@ def _merged(
 _TOGETHER = "members of an ensemble are trained on one dataset with one split"
 
 
-def _names(bundles: Sequence[Bundle]) -> list[str]:
+def _names(bundles: Sequence[Description]) -> list[str]:
     """The members' names, told apart by their place where two bear one name or that of a rule."""
     names = [bundle.members[0].name for bundle in bundles]
     unique = len(set(names)) == len(names) and not set(names) & set(COMBINATION_RULES)
     return names if unique else [f"{i}-{name}" for i, name in enumerate(names)]
 
 
-def _rare_labels(bundle: Bundle, rare: Sequence[str], share: float) -> list[str]:
+def _rare_labels(bundle: Description, rare: Sequence[str], share: float) -> list[str]:
     unknown = sorted(set(rare) - set(bundle.labels))
     if unknown:
         raise ConfigError(f"rare labels {', '.join(unknown)}: the vocabulary lacks them; it has {bundle.labels}")

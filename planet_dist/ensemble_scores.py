@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from planet_dist.bundle import Bundle
+from planet_dist.bundle_description import Description
 from planet_dist.combination import (
     COMBINATION_RULES,
     CombinationRule,
@@ -122,7 +122,13 @@ class EnsembleEvaluation:
 
 
 def evaluate_ensemble(
-    bundle: Bundle, probabilities_MNC: Floats, true_NC: Bools, ids_N: Array, *, seed: int = 0, resamples: int = 1000
+    bundle: Description,
+    probabilities_MNC: Floats,
+    true_NC: Bools,
+    ids_N: Array,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> EnsembleEvaluation:
     """Judges members and combinations on rows that their thresholds were not fitted on.
 
@@ -174,7 +180,7 @@ class _Judge:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Description,
         probabilities_MNC: Floats,
         true_NC: Bools,
         speaks_MC: Bools,

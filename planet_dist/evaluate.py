@@ -41,7 +41,11 @@ def mean_logits(model: nn.Module, independent: Independent, images_BCHW: torch.T
         independent: as for infer.
         images_BCHW: the network's input.
     """
-    return torch.stack([independent(model(view_BCHW)) for view_BCHW in views(images_BCHW, turns)]).mean(dim=0)
+    # Added one by one: torch's mean over a dimension sums in another order where its vectors do not fill, and a chip's
+    # last bits would depend on its place in the batch.
+    total_BC = sum(independent(model(view_BCHW)) for view_BCHW in views(images_BCHW, turns))
+    assert isinstance(total_BC, torch.Tensor)
+    return total_BC / turns
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planet_dist.bundle import Bundle, Member, file_sha256, write_bundle
+from planet_dist.bundle_description import Description, Member
+from planet_dist.bundle_files import file_sha256, write_bundle
 from planet_dist.combination import others_right
 from planet_dist.config import Config, LossConfig
 from planet_dist.crossfit import Evaluation, evaluate_rules
@@ -108,7 +109,7 @@ def _bundle(
     speaks_C: Bools,
     thresholds: Thresholds,
     scores: dict[str, Any],
-) -> Bundle:
+) -> Description:
     manifest = data.dataset.manifest
     member = Member(
         name=name,
@@ -125,7 +126,7 @@ def _bundle(
         thresholds=thresholds,
     )
     trained_NC = data.targets_NC[data.split.train_ids]
-    return Bundle(
+    return Description(
         labels=manifest.labels,
         exclusive=manifest.exclusive,
         alone=manifest.alone,

@@ -1,10 +1,5 @@
 """A bundle's predictions for a folder of images, as a CSV in the competition's form: image_name,tags.
 
-Networks run in float32 whatever precision they were trained in, so that a bundle predicts alike on machines with and
-without bf16, and in batches of one fixed shape, the last one padded, so that a chip's probabilities don't depend on
-the chips beside it. Evaluation runs under the launch file's precision: probabilities near a threshold may fall on
-its other side here.
-
 Letters in array names: M members, N chips, B of one batch, C labels, H and W pixels, S the side of a network's input.
 """
 
@@ -15,27 +10,20 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from planet_dist.augment import Preprocess
-from planet_dist.bundle import Bundle, Ready, load_bundle
-from planet_dist.combination import mean_probabilities
-from planet_dist.evaluate import mean_logits
-from planet_dist.losses import independent_logits
-from planet_dist.metrics import Bools, Floats, probabilities
+from planet_dist.bundle import Bundle
+from planet_dist.metrics import Bools, Floats
 from shards.assemble import rejected_csv
 from shards.errors import DecodeError, PlanetError, Problem, RunError
 from shards.pixels import Pixels, decode
 from shards.schema import write_whole
 from shards.sources import Record, scan_sources
 from shards.workers import available_cores
-
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -72,20 +60,20 @@ def predict_folder(
     Raises:
         RunError: the bundle cannot be used, or no image of the folder can.
     """
-    bundle, weights = load_bundle(bundle_folder)
-    members = bundle.build(weights, device)
-    scan = scan_sources(images, None, bundle.vocabulary, unlabelled=True)
+    bundle = Bundle.load(bundle_folder, device=device)
+    form = bundle.description.image
+    scan = scan_sources(images, None, bundle.description.vocabulary, unlabelled=True)
     rejected = list(scan.problems)
-    if scan.records and scan.kind != bundle.image.kind:
+    if scan.records and scan.kind != form.kind:
         raise RunError(
-            f"{images}: the images are {scan.kind}, and the model was trained on {bundle.image.kind} "
-            f"({bundle.image.pixels}); give a folder of those"
+            f"{images}: the images are {scan.kind}, and the model was trained on {form.kind} "
+            f"({form.pixels}); give a folder of those"
         )
     keys: list[str] = []
     parts: list[Floats] = []
     tried = 0
     for batch in _decoded(scan.records, bundle, rejected):
-        part_MBC = member_probabilities(members, [pixels for _, pixels in batch], device)
+        part_MBC = bundle.member_probabilities([pixels for _, pixels in batch])
         finite_B: Bools = np.all(np.isfinite(part_MBC), axis=(0, 2))
         rejected += [_not_finite(record) for (record, _), finite in zip(batch, finite_B, strict=True) if not finite]
         keys += [record.key for (record, _), finite in zip(batch, finite_B, strict=True) if finite]
@@ -94,27 +82,8 @@ def predict_folder(
         progress(tried, len(scan.records))
     if not keys:
         raise RunError(f"{images}: no image can be used\n" + "\n".join(f"  {_line(one)}" for one in rejected[:10]))
-    probabilities_MNC = np.concatenate(parts, axis=1)
-    combination = bundle.combination()
-    decided_NC = combination.decide(probabilities_MNC)
-    tags = [[label for label, yes in zip(bundle.labels, row, strict=True) if yes] for row in decided_NC]
-    return Predicted(keys, mean_probabilities(probabilities_MNC, combination.speaks_MC), tags, rejected)
-
-
-def member_probabilities(
-    members: Sequence[Ready], chips: Sequence[Pixels], device: torch.device | str = "cpu"
-) -> Floats:
-    """What each member says about chips.
-
-    Args:
-        members: of Bundle.build, on the device.
-        chips: 1 to 64 arrays (H, W, bands) of the training chips' bands and dtype, not all of one size where the
-            members resize.
-
-    Returns:
-        float64 (M, B, C), NaN where a network's answer is not finite. A chip's row is the same in any company.
-    """
-    return np.stack([probabilities(_logits(member, chips, device)) for member in members])
+    answers = bundle.decide(np.concatenate(parts, axis=1))
+    return Predicted(keys, answers.probabilities_NC, answers.tags, rejected)
 
 
 def _not_finite(record: Record) -> Problem:
@@ -138,12 +107,12 @@ def _decoded(
     with ThreadPoolExecutor(available_cores()) as pool:
 
         def submit(start: int) -> list[tuple[Record, Future[Pixels]]]:
-            part = records[start : start + _BATCH]
+            part = records[start : start + bundle.batch_size]
             return [(record, pool.submit(_read, record, bundle)) for record in part]
 
         ahead = submit(0)
-        for start in range(0, len(records), _BATCH):
-            current, ahead = ahead, submit(start + _BATCH)
+        for start in range(0, len(records), bundle.batch_size):
+            current, ahead = ahead, submit(start + bundle.batch_size)
             batch = []
             for record, task in current:
                 try:
@@ -157,8 +126,8 @@ def _decoded(
 
 
 def _read(record: Record, bundle: Bundle) -> Pixels:
-    pixels = decode(Path(record.path).read_bytes(), bundle.image.kind)
-    image = bundle.image
+    image = bundle.description.image
+    pixels = decode(Path(record.path).read_bytes(), image.kind)
     if pixels.shape[2] != image.bands or pixels.dtype.name != image.dtype:
         raise DecodeError(
             f"{pixels.shape[2]} bands of {pixels.dtype.name}",
@@ -166,26 +135,6 @@ def _read(record: Record, bundle: Bundle) -> Pixels:
             "convert the image, or use a model that was trained on such",
         )
     return pixels
-
-
-def _logits(member: Ready, chips: Sequence[Pixels], device: torch.device | str) -> NDArray[np.float32]:
-    inputs_BCHW = _inputs(member.preprocess, chips, device)
-    independent = partial(independent_logits, groups=member.competing_groups)
-    logits_BC: NDArray[np.float32] = mean_logits(member.model, independent, inputs_BCHW, member.turns).cpu().numpy()
-    return logits_BC[: len(chips)]
-
-
-def _inputs(preprocess: Preprocess, chips: Sequence[Pixels], device: torch.device | str) -> torch.Tensor:
-    """The network's input, padded to one fixed shape."""
-    assert 0 < len(chips) <= _BATCH, len(chips)
-    if len({chip.shape for chip in chips}) == 1:
-        images_BCHW = preprocess.evaluate(torch.from_numpy(np.stack(chips)).to(device))
-    else:
-        images_BCHW = torch.cat([preprocess.evaluate(torch.from_numpy(chip[None]).to(device)) for chip in chips])
-    padded_BCHW = images_BCHW.new_zeros((_BATCH, *images_BCHW.shape[1:]))
-    padded_BCHW = padded_BCHW.contiguous(memory_format=torch.channels_last)
-    padded_BCHW[: len(chips)] = images_BCHW
-    return padded_BCHW
 
 
 def write_predictions_csv(path: Path, predicted: Predicted) -> Path | None:

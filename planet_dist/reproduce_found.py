@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planet_dist.bundle import load_bundle
+from planet_dist.bundle_files import load_bundle
 from planet_dist.data import open_data
 from planet_dist.finished import FinishedRun, Scorer, open_run
 from planet_dist.metrics import Bools, Floats, accuracy, cross_entropy_of_logits, mean_f2, probabilities

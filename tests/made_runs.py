@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from planet_dist.bundle import Bundle, Member, file_sha256, write_bundle
+from planet_dist.bundle_description import Description, Member
+from planet_dist.bundle_files import file_sha256, write_bundle
 from planet_dist.config import ModelConfig
 from planet_dist.models import build_model
 from planet_dist.predictions import write_predictions
@@ -54,7 +55,7 @@ def member(dataset: Dataset, file: Path, **changes: Any) -> Member:
     return Member.model_validate(made | changes)
 
 
-def bundle_of(dataset: Dataset, members: Sequence[Member], **changes: Any) -> Bundle:
+def bundle_of(dataset: Dataset, members: Sequence[Member], **changes: Any) -> Description:
     """A bundle of members; `changes` stand above what is taken from the dataset."""
     manifest = dataset.manifest
     made = {
@@ -69,7 +70,7 @@ def bundle_of(dataset: Dataset, members: Sequence[Member], **changes: Any) -> Bu
         "scores": {},
         "dataset_digest": dataset.digest,
     }
-    return Bundle.model_validate(made | changes)
+    return Description.model_validate(made | changes)
 
 
 def flat(labels: Sequence[str], value: float, rule: str = "flat-0.5") -> Thresholds:

@@ -24,8 +24,10 @@ LAYERS = [
     {"augment", "describe", "saliency", "thresholds", "tracking"},
     {"combination", "crossfit", "evaluate", "learner"},
     # What a run leaves behind.
-    {"bundle", "figures_scores", "finished", "tables"},
-    {"ensemble_scores", "figures", "judge", "predict"},
+    {"bundle_description", "figures_scores", "finished", "tables"},
+    {"bundle_files"},
+    {"bundle", "ensemble_scores", "figures", "judge"},
+    {"predict"},
     # Whole runs, then several of them.
     {"engine", "ensemble", "ensemble_tables"},
     {"ensemble_train"},

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import planet_dist.bundle as bundle_module
-from planet_dist.bundle import Bundle, load_bundle, write_bundle
+from planet_dist import bundle_files
+from planet_dist.bundle import Bundle
+from planet_dist.bundle_description import Description
+from planet_dist.bundle_files import load_bundle, write_bundle
 from shards.errors import RunError
 from shards.reader import Dataset
 from tests.made_runs import TINY, bundle_of, flat, member, random_weights
@@ -21,7 +24,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
-def pair(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Path]]:
+def pair(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Description, list[Path]]:
     """Two members that differ in all that may differ."""
     folder = tmp_path_factory.mktemp("weights")
     weights = [random_weights(folder / f"{seed}.safetensors", TINY, dataset, seed) for seed in (1, 2)]
@@ -42,7 +45,7 @@ def pair(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bu
 
 
 @pytest.fixture
-def folder(pair: tuple[Bundle, list[Path]], tmp_path: Path) -> Path:
+def folder(pair: tuple[Description, list[Path]], tmp_path: Path) -> Path:
     write_bundle(tmp_path / "bundle", *pair)
     return tmp_path / "bundle"
 
@@ -55,7 +58,7 @@ def changed(folder: Path, change: Change) -> Path:
     return folder
 
 
-def test_what_is_read_is_what_was_written(pair: tuple[Bundle, list[Path]], folder: Path) -> None:
+def test_what_is_read_is_what_was_written(pair: tuple[Description, list[Path]], folder: Path) -> None:
     found, tensors = load_bundle(folder)
     assert found == pair[0]
     for path, loaded in zip(pair[1], tensors, strict=True):
@@ -70,8 +73,8 @@ def test_what_is_read_is_what_was_written(pair: tuple[Bundle, list[Path]], folde
 
 
 def test_members_are_built_each_with_its_own_input(folder: Path) -> None:
-    found, tensors = load_bundle(folder)
-    first, second = found.build(tensors)
+    first, second = Bundle.load(folder).members
+    tensors = load_bundle(folder)[1]
     assert (first.preprocess.side, second.preprocess.side) == (32, 48)
     assert (first.turns, second.turns) == (8, 1)
     assert second.competing_groups == [[5, 6, 10, 11]]
@@ -109,7 +112,7 @@ def test_weights_of_another_network_are_refused(dataset: Dataset, tmp_path: Path
     save_file({"backbone.weight": torch.zeros(3)}, path)
     write_bundle(tmp_path / "bundle", bundle_of(dataset, [member(dataset, path)]), [path])
     with pytest.raises(RunError, match="not the weights of small-resnet"):
-        Bundle.build(*load_bundle(tmp_path / "bundle"))
+        Bundle.load(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_a_path_out_of_the_bundle_is_refused(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.update(version=2), "bundle version 2; this program reads version 1"),
+        (lambda table: table.update(version=3), "bundle version 3; this program reads version 2"),
         (lambda table: table.pop("version"), "bundle version None"),
         (lambda table: table.update(format="a cake"), "not a bundle"),
         (lambda table: table.pop("labels"), "labels: Field required"),
@@ -168,10 +171,10 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_bundle_takes_the_place_of_an_older_one(
-    pair: tuple[Bundle, list[Path]], folder: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Description, list[Path]], folder: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(bundle_module, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(bundle_files, "_exchange", lambda first, second: False)
     newer = pair[0].model_copy(update={"scores": {"f2": 0.9}})
     write_bundle(folder, newer, pair[1])
     assert load_bundle(folder)[0] == newer
@@ -179,19 +182,72 @@ def test_a_bundle_takes_the_place_of_an_older_one(
 
 
 def test_a_write_that_fails_leaves_the_older_bundle(
-    pair: tuple[Bundle, list[Path]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Description, list[Path]], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_module, "write_whole", full)
+    monkeypatch.setattr(bundle_files, "write_whole", full)
     with pytest.raises(RunError, match=r"cannot be written .*No space left"):
         write_bundle(folder, pair[0].model_copy(update={"scores": {}}), pair[1])
     assert load_bundle(folder)[0] == pair[0]
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
-def test_weights_that_are_not_the_members_are_not_written(pair: tuple[Bundle, list[Path]], tmp_path: Path) -> None:
+def test_weights_that_are_not_the_members_are_not_written(pair: tuple[Description, list[Path]], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="changed while the bundle was written"):
         write_bundle(tmp_path / "bundle", pair[0], pair[1][::-1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_chips_get_the_same_answer_from_python_in_any_company_and_size(folder: Path, dataset: Dataset) -> None:
+    bundle = Bundle.load(folder, device="cpu")
+    images_NHWC = np.stack([dataset.pixels(i) for i in range(40)])
+    answers = bundle.predict(images_NHWC)
+    assert answers.probabilities_NC.shape == answers.decisions_NC.shape == (40, 17)
+    assert answers.probabilities_NC.dtype == np.float64 and answers.decisions_NC.dtype == bool
+    assert answers.labels == tuple(dataset.manifest.labels)
+    assert len({tuple(tags) for tags in answers.tags}) > 3
+    assert answers.tags[7] == [label for label, yes in zip(answers.labels, answers.decisions_NC[7], strict=True) if yes]
+    some = bundle.predict([images_NHWC[39], images_NHWC[7].repeat(2, axis=0), images_NHWC[7]])
+    assert some.probabilities_NC[0].tobytes() == answers.probabilities_NC[39].tobytes()
+    assert some.probabilities_NC[2].tobytes() == answers.probabilities_NC[7].tobytes()
+    assert some.tags[0] == answers.tags[39] and some.tags[2] == answers.tags[7]
+    assert bundle.predict([]).probabilities_NC.shape == (0, 17)
+
+
+def test_the_caller_may_choose_the_views_to_average(folder: Path, dataset: Dataset) -> None:
+    images_NHWC = np.stack([dataset.pixels(i) for i in range(4)])
+    turned_NHWC = np.ascontiguousarray(np.rot90(images_NHWC, axes=(1, 2)))
+    averaged = Bundle.load(folder, turns=8)
+    plain = Bundle.load(folder, turns=1)
+
+    def apart(bundle: Bundle) -> float:
+        both = [bundle.predict(given).probabilities_NC for given in (images_NHWC, turned_NHWC)]
+        return float(np.abs(both[0] - both[1]).max())
+
+    assert apart(averaged) < 2e-3 < 0.02 < apart(plain), "one member's resizing rounds a turned chip otherwise"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((32, 32, 4), np.uint8), r"image 1 of 2 has shape \(32, 32, 4\) and dtype uint8; .* red, green, blue"),
+        (np.zeros((32, 32, 3), np.float32), "dtype float32; the model was trained on uint8"),
+        (np.zeros((32, 32), np.uint8), r"shape \(32, 32\)"),
+        (np.zeros((0, 32, 3), np.uint8), r"shape \(0, 32, 3\)"),
+    ],
+)
+def test_images_of_another_kind_are_refused_by_number(folder: Path, image: np.ndarray, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        Bundle.load(folder).predict([np.zeros((32, 32, 3), np.uint8), image])
+
+
+def test_an_answer_that_is_not_finite_is_an_error_that_names_the_image(tif_dataset: Dataset, tmp_path: Path) -> None:
+    weights = random_weights(tmp_path / "w.safetensors", TINY, tif_dataset, 3)
+    form = tif_dataset.manifest.image.model_copy(update={"dtype": "float32"})
+    write_bundle(tmp_path / "b", bundle_of(tif_dataset, [member(tif_dataset, weights)], image=form), [weights])
+    images_NHWC = np.ones((3, 32, 32, 4), np.float32)
+    images_NHWC[2, 0, 0, 0] = np.nan
+    with pytest.raises(RunError, match=r"image 2 of 3: .* not a finite number \(1 such images\)"):
+        Bundle.load(tmp_path / "b").predict(images_NHWC)

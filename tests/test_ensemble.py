@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sklearn.metrics import fbeta_score
 
-from planet_dist.bundle import load_bundle, write_bundle
+from planet_dist.bundle_files import load_bundle, write_bundle
 from planet_dist.cli import main
 from planet_dist.combination import COMBINATION_RULES, CombinationRule
 from planet_dist.crossfit import evaluate_rules, fold_numbers

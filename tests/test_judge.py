@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from sklearn.metrics import fbeta_score, log_loss
 
-from planet_dist.bundle import load_bundle
+from planet_dist.bundle_files import load_bundle
 from planet_dist.config import Config, LossConfig, load_config
 from planet_dist.data import Data, open_data
 from planet_dist.evaluate import Logits

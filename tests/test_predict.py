@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from click.testing import CliRunner
 from PIL import Image
 
-from planet_dist.bundle import load_bundle, write_bundle
+from planet_dist.bundle import Bundle
+from planet_dist.bundle_files import write_bundle
 from planet_dist.cli import main
 from planet_dist.config import ModelConfig
 from planet_dist.evaluate import evaluate
 from planet_dist.losses import independent_logits
 from planet_dist.metrics import probabilities
-from planet_dist.predict import member_probabilities, predict_folder, write_predictions_csv
+from planet_dist.predict import predict_folder, write_predictions_csv
 from planet_dist.stream import DecodedBatches
 from shards.errors import RunError
 from shards.reader import Dataset
@@ -78,8 +79,7 @@ def test_a_chip_among_chips_of_other_sizes_gets_the_same_bits(single: Path, chip
 
 
 def test_prediction_says_what_evaluation_says_in_float32(dataset: Dataset, trio: Path, chips: Path) -> None:
-    bundle, weights = load_bundle(trio)
-    ready = bundle.build(weights)[2]
+    ready = Bundle.load(trio).members[2]
     decoded = DecodedBatches(
         dataset, np.zeros((dataset.manifest.count, 17), np.uint8), 16, threads=1, prefetch_batches=2, pinned=False
     )
@@ -93,23 +93,21 @@ def test_prediction_says_what_evaluation_says_in_float32(dataset: Dataset, trio:
         turns=ready.turns,
         accelerator=Accelerator(cpu=True),
     )
-    images = [dataset.pixels(i) for i in range(64)]
-    found_MBC = member_probabilities(bundle.build(weights), images)
-    np.testing.assert_allclose(found_MBC[2], probabilities(evaluated.logits_NC[:64]), atol=1e-6)
+    found_MBC = Bundle.load(trio).member_probabilities([dataset.pixels(i) for i in range(16)])
+    np.testing.assert_allclose(found_MBC[2], probabilities(evaluated.logits_NC[:16]), atol=1e-6)
 
 
 def test_probabilities_of_labels_that_compete_add_up_to_one(trio: Path, dataset: Dataset) -> None:
-    bundle, weights = load_bundle(trio)
-    found_MBC = member_probabilities(bundle.build(weights), [dataset.pixels(i) for i in range(20)])
+    found_MBC = Bundle.load(trio).member_probabilities([dataset.pixels(i) for i in range(16)])
     np.testing.assert_allclose(found_MBC[2][:, WEATHER].sum(axis=1), 1.0, atol=1e-6)
     assert np.abs(found_MBC[0][:, WEATHER].sum(axis=1) - 1.0).max() > 0.1
 
 
 def test_members_vote_as_counted_by_hand(trio: Path, chips: Path, dataset: Dataset, tmp_path: Path) -> None:
     found = predict_folder(trio, folder_of(chips, tmp_path / "chips", range(30)))
-    bundle, weights = load_bundle(trio)
+    bundle = Bundle.load(trio)
     images = [np.asarray(Image.open(tmp_path / "chips" / f"{key}.jpg").convert("RGB")) for key in found.keys]
-    each_MNC = member_probabilities(bundle.build(weights), images)
+    each_MNC = np.concatenate([bundle.member_probabilities(images[start : start + 15]) for start in (0, 15)], axis=1)
     for n in range(30):
         votes = {label: sum(each_MNC[m, n, c] > 0.5 for m in range(3)) for c, label in enumerate(bundle.labels)}
         assert found.tags[n] == [label for label in bundle.labels if votes[label] >= 2]
@@ -130,7 +128,7 @@ def test_the_csv_names_both_families_in_natural_order(single: Path, chips: Path,
     assert rows[0] == ["image_name", "tags"]
     assert [row[0] for row in rows[1:]] == ["file_11", "file_100", "test_9", "test_10"]
     assert len({row[1] for row in rows[1:]}) == 1
-    assert set(rows[1][1].split()) <= set(load_bundle(single)[0].labels)
+    assert set(rows[1][1].split()) <= set(Bundle.load(single).labels)
 
 
 def test_images_that_cannot_be_read_are_listed_beside_the_csv_of_the_others(

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from planet_dist.bundle import load_bundle
+from planet_dist.bundle_files import load_bundle
 from shards.reader import Dataset
 from tests.conftest import REPOSITORY, launch
 

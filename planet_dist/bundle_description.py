@@ -1,0 +1,129 @@
+"""What a bundle says of itself: bundle.json, typed and validated."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from planet_dist.combination import Combination, CombinationRule
+from planet_dist.config import ModelConfig
+from planet_dist.thresholds import Thresholds
+from shards.labels import ExclusiveGroup, Vocabulary
+from shards.schema import Count, Group, ImageForm, Sha256
+
+FORMAT: Final = "planet-dist-bundle"
+VERSION: Final = 2
+
+
+def _thresholds(value: Any) -> Any:
+    return Thresholds.from_json(value, "thresholds") if isinstance(value, dict) else value
+
+
+_ThresholdsField = Annotated[Thresholds, BeforeValidator(_thresholds), PlainSerializer(Thresholds.to_json)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Member(_Record):
+    """One trained network.
+
+    Attributes:
+        name: for people to read.
+        weights: the file's name in the bundle.
+        sha256: of the file.
+        model: the network.
+        size, normalise: how a chip becomes its input, as config.DataConfig has them.
+        mean, std: per band, in the pixels' own units.
+        turns: views averaged for each chip.
+        competing_groups: label indices that compete under softmax, group by group; see losses.independent_logits.
+        speaks_for: labels that it was trained on.
+        thresholds: by which it decides alone.
+    """
+
+    name: str
+    weights: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\.safetensors$")
+    sha256: Sha256
+    model: ModelConfig
+    size: Count
+    normalise: Literal["dataset", "imagenet", "per-chip"]
+    mean: list[float]
+    std: list[Annotated[float, Field(ge=0)]]
+    turns: Literal[1, 8]
+    competing_groups: list[list[Count]]
+    speaks_for: list[str]
+    thresholds: _ThresholdsField
+
+
+class Description(_Record):
+    """One or many trained models, ready to predict.
+
+    Attributes:
+        labels, exclusive, alone: the vocabulary; labels in the order of the logits.
+        image: the form of the training chips: kind, bands, dtype and, where a member's size is 0, the size.
+        rule: how the members decide together (planet_dist.combination).
+        rare: labels for which any member's decision suffices under "any-rare".
+        thresholds: of the mean of the members' probabilities.
+        training_chips, training_label_counts: how many chips the members were trained on, and how many of them bear
+            each label.
+        scores: what evaluation found, for people to read.
+        dataset_digest: of the manifest that all members were trained on.
+    """
+
+    format: Literal["planet-dist-bundle"] = FORMAT
+    version: Literal[2] = VERSION
+    labels: list[str]
+    exclusive: list[Group]
+    alone: list[str]
+    image: ImageForm
+    members: list[Member] = Field(min_length=1)
+    rule: CombinationRule = "mean"
+    rare: list[str] = []
+    thresholds: _ThresholdsField
+    training_chips: Count
+    training_label_counts: list[Count]
+    scores: dict[str, Any]
+    dataset_digest: Sha256
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Description:
+        labels, bands = set(self.vocabulary.labels), self.image.bands
+        if len(self.training_label_counts) != len(self.labels):
+            raise ValueError(f"training_label_counts must have one entry for each of {len(self.labels)} labels")
+        if not set(self.rare) <= labels:
+            raise ValueError(f"rare names {sorted(set(self.rare) - labels)}, which labels lacks")
+        names = sorted(member.weights for member in self.members)
+        if any(first == second for first, second in pairwise(names)):
+            raise ValueError("two members bear one file")
+        for fitted in (self.thresholds, *(member.thresholds for member in self.members)):
+            if list(fitted.labels) != self.labels:
+                raise ValueError(f"thresholds for the labels {list(fitted.labels)}, not {self.labels}")
+        for member in self.members:
+            if len(member.mean) != bands or len(member.std) != bands:
+                raise ValueError(f"{member.name}: mean and std must have one entry for each of {bands} bands")
+            competing = [label for group in member.competing_groups for label in group]
+            if len(set(competing)) < len(competing) or any(label >= len(labels) for label in competing):
+                raise ValueError(f"{member.name}: competing_groups {member.competing_groups} of {len(labels)} labels")
+            if not set(member.speaks_for) <= labels:
+                raise ValueError(f"{member.name}: speaks_for names {sorted(set(member.speaks_for) - labels)}")
+        return self
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The labels with their rules."""
+        groups = tuple(ExclusiveGroup(g.name, tuple(g.labels), g.required) for g in self.exclusive)
+        return Vocabulary(tuple(self.labels), groups, tuple(self.alone))
+
+    def combination(self) -> Combination:
+        """How the members decide together, as arrays."""
+        return Combination(
+            self.rule,
+            np.array([[label in member.speaks_for for label in self.labels] for member in self.members]),
+            np.array([member.thresholds.values for member in self.members]),
+            np.array(self.thresholds.values),
+            np.array([label in self.rare for label in self.labels]),
+        )
