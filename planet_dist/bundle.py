@@ -29,7 +29,7 @@ from torch import nn
 
 from planet_dist.augment import Preprocess
 from planet_dist.bundle_description import Description, Member
-from planet_dist.bundle_files import Tensors, file_sha256, load_bundle
+from planet_dist.bundle_files import DESCRIPTION, Tensors, file_sha256, load_bundle
 from planet_dist.combination import mean_probabilities
 from planet_dist.config import DataConfig
 from planet_dist.evaluate import mean_logits
@@ -116,7 +116,7 @@ class Bundle:
             _ready(description, member, tensors, where, turns)
             for member, tensors in zip(description.members, weights, strict=True)
         ]
-        return cls(description, members, where, file_sha256(Path(folder) / "bundle.json"))
+        return cls(description, members, where, file_sha256(Path(folder) / DESCRIPTION))
 
     @property
     def labels(self) -> tuple[str, ...]:

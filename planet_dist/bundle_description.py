@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
@@ -43,6 +45,7 @@ class Member(_Record):
         competing_groups: label indices that compete under softmax, group by group; see losses.independent_logits.
         speaks_for: labels that it was trained on.
         thresholds: by which it decides alone.
+        protocol: how it was trained, by what is said, for people to read.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Member(_Record):
     competing_groups: list[list[Count]]
     speaks_for: list[str]
     thresholds: _ThresholdsField
+    protocol: dict[str, str]
 
 
 class Description(_Record):
@@ -72,6 +76,7 @@ class Description(_Record):
             each label.
         scores: what evaluation found, for people to read.
         dataset_digest: of the manifest that all members were trained on.
+        made_by: the release of planet-dist that wrote it.
     """
 
     format: Literal["planet-dist-bundle"] = FORMAT
@@ -88,12 +93,14 @@ class Description(_Record):
     training_label_counts: list[Count]
     scores: dict[str, Any]
     dataset_digest: Sha256
+    made_by: str = Field(default_factory=lambda: version("planet-dist"))
 
     @model_validator(mode="after")
     def _consistent(self) -> Description:
         labels, bands = set(self.vocabulary.labels), self.image.bands
         if len(self.training_label_counts) != len(self.labels):
             raise ValueError(f"training_label_counts must have one entry for each of {len(self.labels)} labels")
+        json.dumps(self.scores, allow_nan=False)  # raises ValueError for what other readers of JSON refuse
         if not set(self.rare) <= labels:
             raise ValueError(f"rare names {sorted(set(self.rare) - labels)}, which labels lacks")
         names = sorted(member.weights for member in self.members)

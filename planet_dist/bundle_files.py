@@ -2,7 +2,9 @@
 
 bundle/
     model.safetensors   weights and buffers; model-0.safetensors, model-1.safetensors ... of an ensemble
-    bundle.json         labels, members (network, input, statistics, thresholds, digest), rules, scores
+    MODEL_CARD.md       what it is, for people (bundle_card)
+    bundle.json         labels, members (network, input, statistics, thresholds, digest), rules, scores, the card's
+                        digest, and last a seal: the sha256 of all before it (shards.schema.sealed)
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from planet_dist.bundle_card import model_card
 from planet_dist.bundle_description import FORMAT, VERSION, Description
 from shards.errors import RunError
-from shards.schema import sync_folder, write_whole
+from shards.schema import sealed, sync_folder, write_whole
 
-_DESCRIPTION: Final = "bundle.json"
+DESCRIPTION: Final = "bundle.json"
+CARD: Final = "MODEL_CARD.md"
 _EXCHANGE, _HERE = 2, -100  # renameat2's RENAME_EXCHANGE, and AT_FDCWD
 
 Tensors = dict[str, torch.Tensor]
@@ -66,8 +70,10 @@ def write_bundle(folder: Path, bundle: Description, weights: Sequence[Path]) -> 
                 os.fsync(file.fileno())
             if file_sha256(aside / member.weights) != member.sha256:
                 raise RunError(f"{path}: changed while the bundle was written; write it again")
-        text = json.dumps(bundle.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(aside / _DESCRIPTION, f"{text}\n".encode())
+        card = model_card(bundle).encode()
+        write_whole(aside / CARD, card)
+        table = bundle.model_dump(mode="json") | {"card_sha256": hashlib.sha256(card).hexdigest()}
+        write_whole(aside / DESCRIPTION, sealed(table))
         _put_in_place(aside, folder)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error}); free some space or give another folder") from error
@@ -104,9 +110,16 @@ def load_bundle(folder: Path) -> tuple[Description, list[Tensors]]:
     Raises:
         RunError: it's missing, damaged, changed since it was written, or of another version.
     """
-    path = folder / _DESCRIPTION
+    bundle = read_description(folder)
+    return bundle, [_read_weights(folder / member.weights, member.sha256) for member in bundle.members]
+
+
+def read_description(folder: Path) -> Description:
+    """Reads what a bundle says of itself, and leaves its weights alone; errors as for load_bundle."""
+    path = folder / DESCRIPTION
     try:
-        table = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        table = json.loads(data)
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: {error}; give RUN/bundle of a finished run") from error
     if not isinstance(table, dict) or table.get("format") != FORMAT:
@@ -116,21 +129,36 @@ def load_bundle(folder: Path) -> tuple[Description, list[Tensors]]:
             f"{path}: bundle version {table.get('version')!r}; this program reads version {VERSION}; "
             "use the release that wrote it"
         )
+    if sealed(table) != data:
+        raise _changed(path)
+    described = {key: value for key, value in table.items() if key not in ("seal", "card_sha256")}
     try:
-        bundle = Description.model_validate_json(json.dumps(table))
+        bundle = Description.model_validate_json(json.dumps(described))
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"]) or "bundle"
         raise RunError(f"{path}: {at}: {first['msg']} ({error.error_count()} fault(s) in all)") from error
-    return bundle, [_read_weights(folder / member.weights, member.sha256) for member in bundle.members]
+    _read_digested(folder / CARD, str(table.get("card_sha256")))
+    return bundle
+
+
+def _changed(path: Path) -> RunError:
+    return RunError(f"{path}: changed since the bundle was written; copy the bundle again")
+
+
+def _read_digested(path: Path, sha256: str) -> bytes:
+    """A file's bytes: those that were digested are those that are used."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error}); copy the bundle again") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _changed(path)
+    return data
 
 
 def _read_weights(path: Path, sha256: str) -> Tensors:
     try:
-        data = path.read_bytes()
-        # The bytes that were digested are the bytes that are used.
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise RunError(f"{path}: changed since the bundle was written; copy the bundle again")
-        return load(data)
-    except (OSError, SafetensorError) as error:
+        return load(_read_digested(path, sha256))
+    except SafetensorError as error:
         raise RunError(f"{path}: cannot be read ({error}); copy the bundle again") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from planet_dist.bundle_description import Description
-from planet_dist.bundle_files import load_bundle, write_bundle
+from planet_dist.bundle_files import read_description, write_bundle
 from planet_dist.combination import COMBINATION_RULES, CombinationRule, mean_probabilities
 from planet_dist.ensemble_scores import EnsembleEvaluation, evaluate_ensemble
 from planet_dist.metrics import Array, Bools, Floats
@@ -79,7 +79,7 @@ def _read_runs(runs: Sequence[Path]) -> tuple[list[Description], list[Prediction
     repeated = sorted({str(place) for place in places if places.count(place) > 1})
     if repeated:
         raise RunError(f"{', '.join(repeated)}: given more than once; a member votes once")
-    bundles = [load_bundle(RunFolder(run).bundle)[0] for run in runs]
+    bundles = [read_description(RunFolder(run).bundle) for run in runs]
     for run, bundle in zip(runs, bundles, strict=True):
         if len(bundle.members) != 1:
             raise RunError(f"{run}: is an ensemble of {len(bundle.members)} itself; give its members' runs")

@@ -124,6 +124,7 @@ def _bundle(
         competing_groups=competing_groups(config.loss, manifest.vocabulary),
         speaks_for=[label for label, speaks in zip(manifest.labels, speaks_C, strict=True) if speaks],
         thresholds=thresholds,
+        protocol=_protocol(config, data),
     )
     trained_NC = data.targets_NC[data.split.train_ids]
     return Description(
@@ -138,3 +139,24 @@ def _bundle(
         scores=scores,
         dataset_digest=data.dataset.digest,
     )
+
+
+def _protocol(config: Config, data: Data) -> dict[str, str]:
+    """How a run trained, for the model card: what a reader asks first; no path and no name of a machine."""
+    phases = [
+        f"{phase.epochs} epochs of {phase.trains}, {phase.optimizer} at {phase.learning_rate:g} ({phase.schedule}), "
+        f"batches of {phase.batch_size}"
+        for phase in config.phases
+    ]
+    changes = [f"{name}={value}" for name, value in config.augment.model_dump().items() if value]
+    start = config.model.weights if config.model.weights in ("none", "imagenet") else "a file's"
+    return {
+        "starts from": "random weights" if start == "none" else f"{start} weights",
+        "split": f"{config.data.split}, {len(data.split.train_ids):,} chips to train on and "
+        f"{len(data.split.val_ids):,} to validate",
+        "training": "; then ".join(phases),
+        "loss": config.loss.name,
+        "augmentation": ", ".join(changes) or "none",
+        "best checkpoint by": config.evaluate.best_by,
+        "seed": str(config.seed),
+    }

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planet_dist.bundle_files import load_bundle
+from planet_dist.bundle_files import read_description
 from planet_dist.data import open_data
 from planet_dist.finished import FinishedRun, Scorer, open_run
 from planet_dist.metrics import Bools, Floats, accuracy, cross_entropy_of_logits, mean_f2, probabilities
@@ -122,7 +122,7 @@ def fit(run: FinishedRun, rule: str) -> Floats:
 def _look_at_ensemble(planned: PlannedRow, dataset: Dataset, ids_N: NDArray[np.int64], true_NC: Bools) -> FoundRow:
     assert planned.ensemble is not None
     folder = RunFolder(planned.folder)
-    bundle, _ = load_bundle(folder.bundle)
+    bundle = read_description(folder.bundle)
     runs = [open_run(member.run) for member in planned.members]
     probabilities_MNC = np.stack([probabilities(Scorer(run, dataset).logits(ids_N)) for run in runs])
     decided_NC = bundle.combination().decide(probabilities_MNC)

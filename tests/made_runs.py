@@ -51,6 +51,7 @@ def member(dataset: Dataset, file: Path, **changes: Any) -> Member:
         "competing_groups": [],
         "speaks_for": manifest.labels,
         "thresholds": flat(manifest.labels, 0.5),
+        "protocol": {"split": "tail:80"},
     }
     return Member.model_validate(made | changes)
 

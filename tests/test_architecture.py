@@ -25,6 +25,7 @@ LAYERS = [
     {"combination", "crossfit", "evaluate", "learner"},
     # What a run leaves behind.
     {"bundle_description", "figures_scores", "finished", "tables"},
+    {"bundle_card"},
     {"bundle_files"},
     {"bundle", "ensemble_scores", "figures", "judge"},
     {"predict"},
