@@ -140,16 +140,16 @@ class Preprocess:
         draws = draw(self._augment, self._seed, epoch, ids_B)
         resized_BHWC = self._resize(images_BHWC)
         if self._augment.rotate_degrees or self._augment.shift or self._augment.scale:
-            images_BCHW = self._normalise(resized_BHWC).permute(0, 3, 1, 2)
+            images_BCHW = self.normalise(resized_BHWC).permute(0, 3, 1, 2)
             maps_B23 = source_maps(draws, self.height, self.width)
             return sample(images_BCHW, _send(torch.from_numpy(maps_B23).float(), self._device))
         if self._augment.flip or self._augment.quarter_turns:
             resized_BHWC = _move_each(resized_BHWC, 4 * draws.mirror_B + draws.turns_B)
-        return self._normalise(resized_BHWC).permute(0, 3, 1, 2)
+        return self.normalise(resized_BHWC).permute(0, 3, 1, 2)
 
     def evaluate(self, images_BHWC: Tensor) -> Tensor:
         """The chips as they are; shapes and errors as for `train`."""
-        return self._normalise(self._resize(images_BHWC)).permute(0, 3, 1, 2)
+        return self.normalise(self._resize(images_BHWC)).permute(0, 3, 1, 2)
 
     def blank(self, count: int) -> Tensor:
         """What `evaluate` gives of `count` black chips."""
@@ -174,8 +174,11 @@ class Preprocess:
             return _resample(images_BHWC.float(), self.height, self.width).round_()
         return _resample(images_BHWC, self.height, self.width)
 
-    def _normalise(self, images_BHWC: Tensor) -> Tensor:
-        """A new float32 tensor; the values of one chip depend on that chip alone."""
+    def normalise(self, images_BHWC: Tensor) -> Tensor:
+        """Chips of the output's size, normalised: a new float32 tensor (B, height, width, C).
+
+        The values of one chip depend on that chip alone.
+        """
         count, height, width, bands = images_BHWC.shape
         if self._per_chip:
             flat = images_BHWC.reshape(count, -1)

@@ -104,24 +104,54 @@ def recipes(name: str | None) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="A folder of images.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The CSV to write: image_name,tags.")
-def predict(bundle: Path, images: Path, out: Path) -> None:
-    """Apply a trained model to a folder of images."""
-    import torch
+@click.option(
+    "--images",
+    required=True,
+    multiple=True,
+    metavar="DIR|DATASET",
+    help="A folder of images, or a dataset of planet-shard: its folder or URL; repeatable.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="FILE.csv: image_name,tags. FILE.parquet: probabilities and decisions too.",
+)
+@click.option("--sample", type=click.Path(path_type=Path), help="A sample submission: the names OUT has, in order.")
+@click.option("--turns", type=click.Choice(["1", "8"]), help="Views averaged for each chip.  [default: the bundle's]")
+def predict(bundle: Path, images: tuple[str, ...], out: Path, sample: Path | None, turns: Any) -> None:
+    """Apply a trained model to images.
 
-    from planet_dist.predict import predict_folder, write_predictions_csv
+    Under accelerate launch (-m planet_dist.cli predict ...) many processes share the work, with the bytes of one. When
+    it's stopped, the same command goes on. What could not be read is listed in OUT.rejected.csv, and the exit status
+    is 1 then.
+    """
+    from contextlib import nullcontext
+    from typing import cast
+
+    from planet_dist.bundle import Turns
+    from planet_dist.predict import find_ranks, predict_files
     from shards.progress import ProgressLine
-    from shards.workers import available_cores
 
-    torch.set_num_threads(available_cores())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with ProgressLine("predict") as line:
-        predicted = predict_folder(bundle, images, device=device, progress=line.update)
-    rejects = write_predictions_csv(out, predicted)
-    click.echo(f"{len(predicted.keys):,} images predicted, written to {out}")
-    if rejects is not None:
-        raise click.ClickException(f"{len(predicted.rejected):,} images could not be used; {rejects} lists them")
+    ranks = find_ranks()
+    line = nullcontext(None) if ranks.index else ProgressLine("predict")
+    with line as shown:
+        written = predict_files(
+            bundle,
+            images,
+            out,
+            ranks=ranks,
+            sample=sample,
+            turns=None if turns is None else cast(Turns, int(turns)),
+            progress=shown.update if shown else lambda done, total: None,
+        )
+    ranks.close()
+    if written is None:
+        return
+    click.echo(f"{len(written.predicted.keys):,} images predicted, written to {out}")
+    if written.rejects is not None:
+        count = len(written.predicted.rejected)
+        raise click.ClickException(f"{count:,} images could not be used; {written.rejects} lists them")
 
 
 @main.command()
@@ -314,3 +344,7 @@ def reproduce(
 
 
 main.add_command(submit)
+
+
+if __name__ == "__main__":
+    main()

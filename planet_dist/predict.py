@@ -1,159 +1,208 @@
-"""A bundle's predictions for a folder of images, as a CSV in the competition's form: image_name,tags.
+"""A bundle's predictions for folders and datasets of chips, by one process or many, written as one file.
 
-Letters in array names: M members, N chips, B of one batch, C labels, H and W pixels, S the side of a network's input.
+    planet-dist predict RUN/bundle --images test-jpg --images test-jpg-additional --sample sample_submission.csv \
+        --out submission.csv
+    accelerate launch --config_file launch/multi_gpu.yaml -m planet_dist.cli predict RUN/bundle ...
+
+Rank 0 looks at what was given first, and the others wait for it, so that a mistake is said once; then each computes
+its parts, and rank 0 puts them together. The bytes are those of one process.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from planet_dist.bundle import Bundle
-from planet_dist.metrics import Bools, Floats
-from shards.assemble import rejected_csv
-from shards.errors import DecodeError, PlanetError, Problem, RunError
-from shards.pixels import Pixels, decode
-from shards.schema import write_whole
-from shards.sources import Record, scan_sources
-from shards.workers import available_cores
+from planet_dist.bundle import Bundle, Turns
+from planet_dist.launched import check_launch, find_launch
+from planet_dist.predict_files import (
+    Predicted,
+    check_names,
+    check_out,
+    read_sample,
+    write_predictions,
+    write_rejected,
+)
+from planet_dist.predict_inputs import Chips, open_chips
+from planet_dist.predict_parts import Parts, Progress
+from shards.errors import Problem, RunError, TrainingError
+from shards.location import redact
+from shards.workers import available_cores, die_with_parent
+
+_GPU_THREADS = 4  # decode beside each other and feed one GPU; more would only take its memory
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What came of a folder.
+class Ranks:
+    """The processes that predict together.
 
     Attributes:
-        keys: N names, in natural order.
-        probabilities_NC: float64.
-        tags: N lists of labels that the bundle's rule decides.
-        rejected: images that could not be read.
+        index, count: this one of all.
+        device: where it computes.
+        threads: that compute in it.
+        wait: returns once all have called it.
+        close: ends their connection.
     """
 
-    keys: list[str]
-    probabilities_NC: NDArray[np.float64]
-    tags: list[list[str]]
-    rejected: list[Problem]
+    index: int
+    count: int
+    device: torch.device
+    threads: int
+    wait: Callable[[], None]
+    close: Callable[[], None]
 
 
-def predict_folder(
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        predicted: in the file's order.
+        rejects: the list of what was rejected, where there is one.
+    """
+
+    predicted: Predicted
+    rejects: Path | None
+
+
+def alone(device: str | torch.device | None = None, threads: int = 0) -> Ranks:
+    """One process that predicts by itself, on a GPU where there is one unless told otherwise."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Ranks(0, 1, where, threads or _threads(where, 1), lambda: None, lambda: None)
+
+
+def find_ranks() -> Ranks:
+    """The processes of this launch, connected; this process alone where it wasn't started by accelerate.
+
+    Raises:
+        ConfigError: what the launch file asks for is not what runs.
+    """
+    launch = find_launch()
+    on_cpu = check_launch(launch)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return alone("cpu" if on_cpu else None)
+    from accelerate import PartialState
+
+    # The launcher gives each rank a session of its own, so that a killed one would leave its ranks running.
+    die_with_parent()
+    # Ranks wait for the slowest one; when one ends early the launcher ends the others.
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+
+    def wait() -> None:
+        try:
+            state.wait_for_everyone()
+        except RuntimeError as error:
+            raise TrainingError("another process ended early; what it printed says why") from error
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = torch.device(str(state.device))
+    index, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return Ranks(index, count, device, _threads(device, here), wait, state.destroy_process_group)
+
+
+def _threads(device: torch.device, processes_here: int) -> int:
+    share = max(available_cores() // processes_here, 1)
+    return share if device.type == "cpu" else min(share, _GPU_THREADS)
+
+
+def predict_files(
     bundle_folder: Path,
-    images: Path,
+    images: Sequence[str],
+    out: Path,
     *,
-    device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Predicted:
-    """Predicts every image of a folder.
+    ranks: Ranks,
+    sample: Path | None = None,
+    turns: Turns | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Written | None:
+    """Predicts all chips of folders and datasets, and writes OUT and a list of what was rejected.
+
+    Whatever stops it, the same command goes on: finished parts are kept beside OUT until OUT is written.
 
     Args:
         bundle_folder: of a finished run.
-        images: files of the bundle's kind, bands and dtype; any size where the bundle resizes.
-        progress: is told how many of how many images are done.
+        images: folders of images, and folders or URLs of datasets.
+        out: FILE.csv or FILE.parquet.
+        sample: a sample submission, whose names and order OUT must have.
+        turns: views averaged for each chip; None leaves it to the bundle.
+        progress: is told how many of this process's chips are done.
+
+    Returns:
+        What was written; None on other ranks than the first.
 
     Raises:
-        RunError: the bundle cannot be used, or no image of the folder can.
+        PlanetError: something given cannot be used, no chip can, or OUT would lack a name or bear an unknown one (then
+            it isn't written).
     """
-    bundle = Bundle.load(bundle_folder, device=device)
-    form = bundle.description.image
-    scan = scan_sources(images, None, bundle.description.vocabulary, unlabelled=True)
-    rejected = list(scan.problems)
-    if scan.records and scan.kind != form.kind:
+    folder = out.with_name(f".{out.name}.parts")
+    if ranks.index == 0:
+        check_out(out)
+    else:
+        ranks.wait()
+    bundle = Bundle.load(bundle_folder, device=ranks.device, turns=turns)
+    chips = open_chips(images, bundle.description.image, bundle.description.vocabulary)
+    names = None if sample is None else read_sample(sample)
+    if ranks.index == 0:
+        _check_before(chips, images, names, sample, out)
+        folder.mkdir(exist_ok=True)
+        ranks.wait()
+    parts = Parts(folder, bundle, chips.chips)
+    parts.compute(ranks.index, ranks.count, ranks.threads, progress)
+    ranks.wait()
+    if ranks.index:
+        return None
+    predicted = _together(parts, chips, bundle.labels)
+    rejects = write_rejected(out, predicted.rejected)
+    if names is not None and sample is not None:
+        check_names(predicted.keys, names, sample)
+        predicted = predicted.ordered(names)
+    if not predicted.keys:
+        raise _none_usable(images, predicted.rejected)
+    write_predictions(out, predicted)
+    shutil.rmtree(folder, ignore_errors=True)
+    return Written(predicted, rejects)
+
+
+def _check_before(
+    chips: Chips, images: Sequence[str], names: Sequence[str] | None, sample: Path | None, out: Path
+) -> None:
+    """What can be said before anything is computed."""
+    if not chips.chips:
+        raise _none_usable(images, chips.problems)
+    if names is not None and sample is not None:
+        try:
+            check_names([chip.key for chip in chips.chips], names, sample)
+        except RunError:
+            write_rejected(out, chips.problems)
+            raise
+
+
+def _together(parts: Parts, chips: Chips, labels: tuple[str, ...]) -> Predicted:
+    found = [parts.read(start) for start in parts.starts]
+    whole = [part for part in found if part is not None]
+    if len(whole) < len(found):
         raise RunError(
-            f"{images}: the images are {scan.kind}, and the model was trained on {form.kind} "
-            f"({form.pixels}); give a folder of those"
+            f"{parts.folder}: {len(found) - len(whole)} of {len(found)} parts are missing: the images changed while "
+            "they were predicted, or the processes don't share this folder; run the same command again"
         )
-    keys: list[str] = []
-    parts: list[Floats] = []
-    tried = 0
-    for batch in _decoded(scan.records, bundle, rejected):
-        part_MBC = bundle.member_probabilities([pixels for _, pixels in batch])
-        finite_B: Bools = np.all(np.isfinite(part_MBC), axis=(0, 2))
-        rejected += [_not_finite(record) for (record, _), finite in zip(batch, finite_B, strict=True) if not finite]
-        keys += [record.key for (record, _), finite in zip(batch, finite_B, strict=True) if finite]
-        parts.append(part_MBC[:, finite_B])
-        tried += len(batch)
-        progress(tried, len(scan.records))
-    if not keys:
-        raise RunError(f"{images}: no image can be used\n" + "\n".join(f"  {_line(one)}" for one in rejected[:10]))
-    answers = bundle.decide(np.concatenate(parts, axis=1))
-    return Predicted(keys, answers.probabilities_NC, answers.tags, rejected)
-
-
-def _not_finite(record: Record) -> Problem:
-    return Problem(
-        "a chip has finite pixels, of the training chips' range, and a network's answer to it is finite",
-        record.path,
-        0,
-        "the network's answer is not a finite number",
-        "look at the image's pixels for NaN and extreme values",
+    places_N = np.concatenate([part.places_N for part in whole])
+    return Predicted(
+        [chips.chips[place].key for place in places_N.tolist()],
+        labels,
+        np.concatenate([part.probabilities_NC for part in whole]),
+        np.concatenate([part.decisions_NC for part in whole]),
+        [*chips.problems, *(problem for part in whole for problem in part.rejected)],
     )
 
 
-def _line(problem: Problem) -> str:
-    return f"{problem}: {problem.rule}; {problem.remedy}"
-
-
-def _decoded(
-    records: Sequence[Record], bundle: Bundle, rejected: list[Problem]
-) -> Iterator[list[tuple[Record, Pixels]]]:
-    """Batches of images and their pixels, decoded one batch ahead; what cannot be read goes to `rejected`."""
-    with ThreadPoolExecutor(available_cores()) as pool:
-
-        def submit(start: int) -> list[tuple[Record, Future[Pixels]]]:
-            part = records[start : start + bundle.batch_size]
-            return [(record, pool.submit(_read, record, bundle)) for record in part]
-
-        ahead = submit(0)
-        for start in range(0, len(records), bundle.batch_size):
-            current, ahead = ahead, submit(start + bundle.batch_size)
-            batch = []
-            for record, task in current:
-                try:
-                    batch.append((record, task.result()))
-                except DecodeError as error:
-                    rejected.append(Problem(error.rule, record.path, 0, error.value, error.remedy))
-                except OSError as error:
-                    rejected.append(Problem("an image can be read", record.path, 0, str(error), "mend the file"))
-            if batch:
-                yield batch
-
-
-def _read(record: Record, bundle: Bundle) -> Pixels:
-    image = bundle.description.image
-    pixels = decode(Path(record.path).read_bytes(), image.kind)
-    if pixels.shape[2] != image.bands or pixels.dtype.name != image.dtype:
-        raise DecodeError(
-            f"{pixels.shape[2]} bands of {pixels.dtype.name}",
-            f"the model was trained on {image.bands} bands of {image.dtype}",
-            "convert the image, or use a model that was trained on such",
-        )
-    return pixels
-
-
-def write_predictions_csv(path: Path, predicted: Predicted) -> Path | None:
-    """Writes image_name,tags whole or not at all.
-
-    Returns:
-        The file that lists what was rejected, FILE.rejected.csv, or None where nothing was.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image_name", "tags"])
-    writer.writerows((key, " ".join(tags)) for key, tags in zip(predicted.keys, predicted.tags, strict=True))
-    rejects = path.with_name(f"{path.stem}.rejected.csv")
-    try:
-        write_whole(path, text.getvalue().encode())
-        rejects.unlink(missing_ok=True)
-        if not predicted.rejected:
-            return None
-        write_whole(rejects, rejected_csv(predicted.rejected))
-    except OSError as error:
-        raise PlanetError(f"{path}: cannot be written ({error}); give another --out") from error
-    return rejects
+def _none_usable(images: Sequence[str], problems: Sequence[Problem]) -> RunError:
+    lines = "".join(f"\n  {one}: {one.rule}; {one.remedy}" for one in problems[:_SHOWN])
+    return RunError(f"{', '.join(redact(one, one) for one in images)}: no image can be used{lines}")

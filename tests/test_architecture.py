@@ -28,6 +28,8 @@ LAYERS = [
     {"bundle_card"},
     {"bundle_files"},
     {"bundle", "ensemble_scores", "figures", "judge"},
+    {"onnx_network", "predict_files", "predict_inputs"},
+    {"onnx_export", "predict_parts"},
     {"predict"},
     # Whole runs, then several of them.
     {"engine", "ensemble", "ensemble_tables"},
