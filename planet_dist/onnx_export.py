@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from planet_dist.bundle import Bundle
+from planet_dist.bundle_description import Description
 from planet_dist.onnx_network import ChipNetwork
 from planet_dist.thresholds import Thresholds
 from shards.errors import ConfigError, PlanetError, RunError
-from shards.schema import ImageForm, write_whole
+from shards.schema import write_whole
 
 TOLERANCE = 1e-5
 _CHECKED_CHIPS = 12
@@ -69,7 +70,7 @@ def export_onnx(bundle_folder: Path, out: Path) -> Exported:
     if size > _MOST_BYTES:
         raise RunError(f"{bundle_folder}: {size:,} bytes as ONNX, whose file holds 2 GiB; export single members' runs")
     data: bytes = proto.SerializeToString(deterministic=True)
-    images_NHWC = made_chips(bundle.description.image, _CHECKED_CHIPS)
+    images_NHWC = made_chips(bundle.description, _CHECKED_CHIPS)
     difference = largest_difference(bundle, data, images_NHWC)
     try:
         write_whole(out, data)
@@ -92,9 +93,12 @@ def largest_difference(bundle: Bundle, data: bytes, images_NHWC: NDArray[np.gene
     import onnxruntime
 
     expected = bundle.predict(images_NHWC)
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    # The first chip alone: a number of chips that the conversion didn't see.
-    parts = [session.run(list(_OUTPUTS), {_INPUT: part}) for part in (images_NHWC[:1], images_NHWC[1:])]
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        # The first chip alone: a number of chips that the conversion didn't see.
+        parts = [session.run(list(_OUTPUTS), {_INPUT: part}) for part in (images_NHWC[:1], images_NHWC[1:])]
+    except Exception as error:  # it has no common class for its own
+        raise RunError(f"onnxruntime cannot run what torch made: {str(error).strip().splitlines()[0]}") from error
     probabilities_NC, decisions_NC = (np.concatenate(both) for both in zip(*parts, strict=True))
     difference = float(np.abs(probabilities_NC - expected.probabilities_NC).max())
     other = int(np.count_nonzero((decisions_NC != expected.decisions_NC).any(axis=1)))
@@ -107,23 +111,25 @@ def largest_difference(bundle: Bundle, data: bytes, images_NHWC: NDArray[np.gene
     return difference
 
 
-def made_chips(form: ImageForm, count: int) -> NDArray[np.generic]:
-    """Chips (count, H, W, bands) of a form to compare on: noise, slopes and flat ones over the dtype's range."""
+def made_chips(description: Description, count: int) -> NDArray[np.generic]:
+    """Chips (count, H, W, bands) to compare on: noise, slopes and flat ones, as bright as the training chips."""
+    form, first = description.image, description.members[0]
     rng = np.random.default_rng([0, count])
-    top = np.iinfo(form.dtype).max if np.issubdtype(form.dtype, np.integer) else 1.0
-    # Most sensors use the lower part of 16 bits.
-    bright_N = top * np.geomspace(0.02, 1.0, count)
-    slope_HW = np.add.outer(np.linspace(0, 0.5, form.height), np.linspace(0, 0.5, form.width))
-    noise_NHWC = rng.random((count, form.height, form.width, form.bands))
-    share_N = (np.arange(count) % 4) / 3
-    mixed_NHWC = share_N[:, None, None, None] * noise_NHWC + (1 - share_N)[:, None, None, None] * slope_HW[..., None]
+    slope_HW = np.add.outer(np.linspace(-1, 1, form.height), np.linspace(-1, 1, form.width))
+    noise_NHWC = rng.normal(size=(count, form.height, form.width, form.bands))
+    share_N111 = ((np.arange(count) % 4) / 3)[:, None, None, None]
+    mixed_NHWC = share_N111 * noise_NHWC + (1 - share_N111) * slope_HW[..., None]
     mixed_NHWC[count // 2] = 0.5
-    return (mixed_NHWC * bright_N[:, None, None, None]).astype(form.dtype)
+    # From dark chips to bright ones.
+    mixed_NHWC += np.linspace(-1, 1, count)[:, None, None, None]
+    pixels_NHWC = np.array(first.mean) + np.array(first.std) * mixed_NHWC
+    if np.issubdtype(form.dtype, np.integer):
+        pixels_NHWC = np.clip(pixels_NHWC, 0, np.iinfo(form.dtype).max)
+    return pixels_NHWC.astype(form.dtype)
 
 
 def _converted(bundle: Bundle) -> Any:
-    form = bundle.description.image
-    images_NHWC = torch.from_numpy(made_chips(form, 3))
+    images_NHWC = torch.from_numpy(made_chips(bundle.description, 3))
     network = ChipNetwork(bundle).eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -5,7 +5,8 @@ chips' size is fixed, so that it is two products with matrices known beforehand:
 as torch resizes it on a CPU: weights rounded to 16-bit fixed point, each product rounded to a level. In float64 these
 products are exact, and so the pixels are torch's bit for bit.
 
-Letters in array names: B chips, H and W pixels, S the side of the input, C bands or labels, M members.
+Letters in array names: B chips, H and W pixels, S the side of the input, C bands or labels, M members, V all chips'
+views.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class ChipNetwork(nn.Module):
             if self.rule == "vote":
                 decided_BC = (votes_BC > 0) & (2 * votes_BC >= speakers_C)
             else:
-                decided_BC = torch.where(self.rare_C, votes_BC > 0, decided_BC)
+                decided_BC = (self.rare_C & (votes_BC > 0)) | (~self.rare_C & decided_BC)
         return mean_BC.float(), decided_BC
 
 
@@ -126,8 +127,7 @@ class _MemberNetwork(nn.Module):
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """Probabilities float64 (B, C)."""
         inputs_BCHW = self.preprocess.normalise(self.resize(images_BHWC)).permute(0, 3, 1, 2)
-        logits = [independent_logits(self.model(view), self.groups) for view in views(inputs_BCHW, self.turns)]
-        total_BC = logits[0]
-        for logits_BC in logits[1:]:
-            total_BC = total_BC + logits_BC
-        return torch.sigmoid((total_BC / self.turns).double())
+        # All views go through the network at once, or the file would hold its layers once a view.
+        logits_VC = independent_logits(self.model(torch.cat(list(views(inputs_BCHW, self.turns)))), self.groups)
+        mean_BC = logits_VC.reshape(self.turns, -1, logits_VC.shape[1]).mean(dim=0)
+        return torch.sigmoid(mean_BC.double())

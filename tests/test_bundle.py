@@ -20,6 +20,7 @@ from planet_dist.bundle_files import load_bundle, write_bundle
 from shards.errors import RunError
 from shards.reader import Dataset
 from shards.schema import sealed
+from tests.conftest import REPOSITORY
 from tests.made_runs import TINY, bundle_of, flat, member, random_weights
 
 Change = Callable[[dict[str, Any]], object]
@@ -303,3 +304,17 @@ def test_an_answer_that_is_not_finite_is_an_error_that_names_the_image(tif_datas
     images_NHWC[2, 0, 0, 0] = np.nan
     with pytest.raises(RunError, match=r"image 2 of 3: .* not a finite number \(1 such images\)"):
         Bundle.load(tmp_path / "b").predict(images_NHWC)
+
+
+def test_the_lines_of_the_docs_run_as_they_stand(
+    folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (REPOSITORY / "docs" / "predicting.md").read_text().split("```python\n")[1].split("```")[0]
+    (folder.parent / "RUN").mkdir()
+    folder.rename(folder.parent / "RUN" / "bundle")
+    monkeypatch.chdir(folder.parent)
+    known: dict[str, Any] = {"images_NHWC": np.stack([dataset.pixels(i) for i in range(3)])}
+    exec(lines, known)
+    assert isinstance(known["bundle"], Bundle) and len(known["answers"].tags) == 3
+    assert str(known["answers"].tags[0]) in capsys.readouterr().out
+    assert "from planet_dist.bundle import Bundle" in (folder.parent / "RUN" / "bundle" / "MODEL_CARD.md").read_text()
