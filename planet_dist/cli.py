@@ -135,7 +135,8 @@ def predict(bundle: Path, images: tuple[str, ...], out: Path, sample: Path | Non
     from shards.progress import ProgressLine
 
     ranks = find_ranks()
-    line = nullcontext(None) if ranks.index else ProgressLine("predict")
+    what = "predict" if ranks.count == 1 else f"predict (process 1 of {ranks.count})"
+    line = nullcontext(None) if ranks.index else ProgressLine(what)
     with line as shown:
         written = predict_files(
             bundle,

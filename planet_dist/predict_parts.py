@@ -101,7 +101,7 @@ class Parts:
     def read(self, start: int) -> Part | None:
         """A part as it was written, or None where it's missing or damaged."""
         try:
-            with np.load(self._path(start), allow_pickle=False) as file:
+            with np.load(io.BytesIO(self._path(start).read_bytes()), allow_pickle=False) as file:
                 rejected = [Problem(**one) for one in json.loads(str(file["rejected"]))]
                 return Part(file["places"], file["probabilities"], file["decisions"], rejected)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
