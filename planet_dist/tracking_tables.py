@@ -1,0 +1,75 @@
+"""The tables of an epoch at W&B, from its detail line in metrics.jsonl: rows first, then W&B's own objects.
+
+Suffixes: H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planet_dist.tracking_names import key_parts
+
+Picture = Callable[[int], NDArray[np.uint8]]
+
+
+def table_rows(detail: Mapping[str, Any], labels: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Column names and rows, by key.
+
+    Args:
+        detail: a line of kind "detail" (planet_dist.epoch_detail).
+        labels: the dataset's.
+        groups: labels of each exclusive group.
+    """
+    bins = detail["calibration"]["bins"]
+    parts = key_parts(list(groups))
+    tables = {
+        "calibration/reliability": (
+            ["from", "to", "decisions", "mean probability", "share true"],
+            [[place / len(bins), (place + 1) / len(bins), *values] for place, values in enumerate(bins)],
+        ),
+        "cooccurrence/labels": (["label", "with", "chips", "chips given both"], _pairs(detail["cooccurrence"], labels)),
+        "mistakes/worst": (
+            ["chip", "f2", "truth", "missed", "added"],
+            [
+                [one["key"], one["f2"], *(", ".join(one[name]) for name in ("truth", "missed", "added"))]
+                for one in detail["mistakes"]
+            ],
+        ),
+    }
+    for group, counts in detail["confusion"].items():
+        names = groups[group]
+        rows = [[names[i], names[j], counts[i][j]] for i in range(len(names)) for j in range(len(names))]
+        tables[f"confusion/{parts[group]}"] = (["true", "most probable", "chips"], rows)
+    return tables
+
+
+def _pairs(together: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str]) -> list[list[Any]]:
+    pairs = [(i, j) for i in range(len(labels)) for j in range(i, len(labels))]
+    rows = [[labels[i], labels[j], together["true"][i][j], together["decided"][i][j]] for i, j in pairs]
+    return [row for row in rows if row[2] or row[3]]
+
+
+def wandb_tables(
+    detail: Mapping[str, Any],
+    labels: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    picture: Picture | None,
+) -> dict[str, Any]:
+    """The tables as wandb.Table, by key.
+
+    Args:
+        picture: gives a chip uint8 (H, W, 3) by its id; None leaves the pictures of the mistakes out.
+    """
+    import wandb
+
+    made = {}
+    for key, (columns, rows) in table_rows(detail, labels, groups).items():
+        if key == "mistakes/worst" and picture is not None:
+            images = [wandb.Image(picture(one["id"]), file_type="jpg") for one in detail["mistakes"]]
+            columns, rows = ["picture", *columns], [[image, *row] for image, row in zip(images, rows, strict=True)]
+        made[key] = wandb.Table(columns=columns, data=rows)
+    return made
