@@ -45,8 +45,9 @@ def epoch_detail(
 
     Returns:
         rules: F2 by thresholds.RULES' names. labels: f2, precision, recall, threshold by label. calibration: error,
-        and bins as [decisions, mean probability, share true]. confusion: by group, chips as [true][most probable].
-        cooccurrence: chips as [label][label], true and decided. mistakes: id, key, f2, truth, missed, added.
+        and bins as [decisions, mean probability, share true]. confusion: by group, its labels and chips as
+        [true][most probable]. cooccurrence: labels, and chips as [label][label], true and decided. mistakes: id, key,
+        f2, truth, missed, added.
     """
     labels = vocabulary.labels
     true_NC = targets_NC.astype(bool)
@@ -56,17 +57,16 @@ def epoch_detail(
     scores = label_scores(decided_NC, true_NC)
     columns = zip(scores.f2_C, scores.precision_C, scores.recall_C, values[LABELS_RULE], strict=True)
     figures = [dict(zip(("f2", "precision", "recall", "threshold"), map(float, one), strict=True)) for one in columns]
-    groups = {group.name: [labels.index(label) for label in group.labels] for group in vocabulary.exclusive}
     return {
         "rules": {name: mean_f2(decide(given_NC, values_C), true_NC) for name, values_C in values.items()},
         "labels": {label: figures[c] for c, label in enumerate(labels) if speaks_C[c]},
         "calibration": calibration(given_NC[:, speaks_C].ravel(), true_NC[:, speaks_C].ravel()),
-        "confusion": {
-            name: confusion(given_NC[:, columns_G], true_NC[:, columns_G]).tolist()
-            for name, columns_G in groups.items()
-            if speaks_C[columns_G].all()
+        "confusion": _confusions(given_NC, true_NC, vocabulary, speaks_C),
+        "cooccurrence": {
+            "labels": list(labels),
+            "true": _together(true_NC).tolist(),
+            "decided": _together(decided_NC).tolist(),
         },
-        "cooccurrence": {"true": _together(true_NC).tolist(), "decided": _together(decided_NC).tolist()},
         "mistakes": _mistakes(decided_NC, true_NC, ids_N, keys_of, labels),
     }
 
@@ -100,6 +100,16 @@ def confusion(given_NG: Floats, true_NG: Bools) -> NDArray[np.int64]:
     size = true_NG.shape[1]
     places = true_NG[one_N].argmax(axis=1) * size + given_NG[one_N].argmax(axis=1)
     return np.bincount(places, minlength=size * size).reshape(size, size)
+
+
+def _confusions(given_NC: Floats, true_NC: Bools, vocabulary: Vocabulary, speaks_C: Bools) -> dict[str, Any]:
+    found = {}
+    for group in vocabulary.exclusive:
+        columns_G = [vocabulary.labels.index(label) for label in group.labels]
+        if speaks_C[columns_G].all():
+            chips = confusion(given_NC[:, columns_G], true_NC[:, columns_G])
+            found[group.name] = {"labels": list(group.labels), "chips": chips.tolist()}
+    return found
 
 
 def _together(bits_NC: Bools) -> NDArray[np.int64]:

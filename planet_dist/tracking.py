@@ -35,6 +35,7 @@ from planet_dist.tracking_log import RunLog, define
 from planet_dist.tracking_names import key_part, key_parts
 from shards.errors import RunError
 from shards.reader import Dataset
+from shards.schema import write_whole
 
 _SERVER_SECONDS = 5.0  # W&B itself would wait for minutes, and then end the run
 
@@ -76,6 +77,18 @@ def server_answers() -> bool:
         return False
 
 
+def _id_file(run: RunFolder) -> Path:
+    return run.root / "wandb" / "run-id.txt"
+
+
+def _kept_id(run: RunFolder) -> str | None:
+    """The id under which earlier starts of a run logged: a run killed before its first checkpoint goes on with it."""
+    try:
+        return _id_file(run).read_text().strip() or None
+    except OSError:
+        return None
+
+
 def group_of(config: Config) -> str | None:
     """The group that a run stands in: the one asked for, or the other folds of a cross-validation."""
     fold = re.fullmatch(r"kfold:(\d+)/\d+", config.data.split)
@@ -108,7 +121,7 @@ class Tracker:
         name: str,
         run_id: str | None,
     ) -> None:
-        self.run_id = run_id or secrets.token_hex(4)
+        self.run_id = run_id or _kept_id(run) or secrets.token_hex(4)
         self._accelerator = accelerator
         self._log: RunLog | None = None
         mode = tracking_mode(config.tracking)
@@ -124,6 +137,7 @@ class Tracker:
         # What tables show would wait for its sending in the home folder, which may be another where it is sent.
         os.environ.setdefault("WANDB_DATA_DIR", str((run.root / "wandb").resolve()))
         (run.root / "wandb").mkdir(exist_ok=True)
+        write_whole(_id_file(run), f"{self.run_id}\n".encode())
         state = git_state()
         settings = {
             "dir": str(run.root),
@@ -154,9 +168,8 @@ class Tracker:
         if not self._on:
             return
         manifest = data.dataset.manifest
-        groups = {group.name: list(group.labels) for group in manifest.vocabulary.exclusive}
         run = self._wandb_run()
-        define(run, data.labels, list(groups))
+        define(run, data.labels, [group.name for group in manifest.exclusive])
         accelerator = self._accelerator
         run.config.update(
             {
@@ -174,7 +187,7 @@ class Tracker:
             allow_val_change=True,
         )
         run.log_artifact(dataset_artifact(data.dataset))
-        self._log = RunLog(self._send, data.labels, groups, _pictures(data.dataset))
+        self._log = RunLog(self._send, _pictures(data.dataset))
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Logs a line of metrics.jsonl."""

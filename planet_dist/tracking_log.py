@@ -34,22 +34,18 @@ class RunLog:
 
     Args:
         send: takes a row and its step, and closes it.
-        labels: the dataset's.
-        groups: labels of each exclusive group.
         picture: gives a chip by its id, for the tables; None for none.
     """
 
-    def __init__(
-        self, send: Send, labels: Sequence[str], groups: Mapping[str, Sequence[str]], picture: Picture | None
-    ) -> None:
-        self._send, self._labels, self._groups, self._picture = send, labels, groups, picture
+    def __init__(self, send: Send, picture: Picture | None) -> None:
+        self._send, self._picture = send, picture
         self._row: dict[str, Any] = {}
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Takes a line of metrics.jsonl."""
-        self._add(numbers(line, self._labels))
+        self._add(numbers(line))
         if line["kind"] == "detail":
-            self._row |= wandb_tables(line, self._labels, self._groups, self._picture)
+            self._row |= wandb_tables(line, self._picture)
 
     def time(self, line: Mapping[str, Any]) -> None:
         """Takes a line of timing.jsonl that is about a training step."""

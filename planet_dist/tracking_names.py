@@ -119,19 +119,14 @@ def definitions(labels: Sequence[str], groups: Sequence[str]) -> list[Metric]:
     return found
 
 
-def numbers(record: Mapping[str, Any], labels: Sequence[str]) -> dict[str, float]:
-    """What a line of metrics.jsonl gives, by key.
-
-    Args:
-        record: the line, of any kind.
-        labels: the dataset's.
-    """
+def numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """What a line of metrics.jsonl gives, by key."""
     if record["kind"] == "train":
         return _place(record) | {f"train/{name}": value for name, value in _figures(record).items()}
     if record["kind"] == "epoch":
         return _place(record) | {f"val/{_FIGURES.get(name, name)}": value for name, value in _figures(record).items()}
     assert record["kind"] == "detail", record["kind"]
-    parts = key_parts(labels)
+    parts = key_parts(record["cooccurrence"]["labels"])
     rules = {rule: value for rule, value in record["rules"].items() if rule not in _SAID_BY_THE_EPOCH}
     found = {f"val/f2_{key_part(rule)}": value for rule, value in rules.items()}
     found["val/calibration_error"] = record["calibration"]["error"]

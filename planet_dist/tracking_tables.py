@@ -5,7 +5,7 @@ Suffixes: H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,20 @@ from planet_dist.tracking_names import key_parts
 Picture = Callable[[int], NDArray[np.uint8]]
 
 
-def table_rows(detail: Mapping[str, Any], labels: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def table_rows(detail: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Column names and rows, by key.
 
     Args:
         detail: a line of kind "detail" (planet_dist.epoch_detail).
-        labels: the dataset's.
-        groups: labels of each exclusive group.
     """
     bins = detail["calibration"]["bins"]
-    parts = key_parts(list(groups))
-    tables = {
+    parts = key_parts(list(detail["confusion"]))
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = {
         "calibration/reliability": (
             ["from", "to", "decisions", "mean probability", "share true"],
             [[place / len(bins), (place + 1) / len(bins), *values] for place, values in enumerate(bins)],
         ),
-        "cooccurrence/labels": (["label", "with", "chips", "chips given both"], _pairs(detail["cooccurrence"], labels)),
+        "cooccurrence/labels": (["label", "with", "chips", "chips given both"], _pairs(detail["cooccurrence"])),
         "mistakes/worst": (
             ["chip", "f2", "truth", "missed", "added"],
             [
@@ -40,25 +38,21 @@ def table_rows(detail: Mapping[str, Any], labels: Sequence[str], groups: Mapping
             ],
         ),
     }
-    for group, counts in detail["confusion"].items():
-        names = groups[group]
+    for group, counted in detail["confusion"].items():
+        names, counts = counted["labels"], counted["chips"]
         rows = [[names[i], names[j], counts[i][j]] for i in range(len(names)) for j in range(len(names))]
         tables[f"confusion/{parts[group]}"] = (["true", "most probable", "chips"], rows)
     return tables
 
 
-def _pairs(together: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str]) -> list[list[Any]]:
+def _pairs(together: Mapping[str, Any]) -> list[list[Any]]:
+    labels = together["labels"]
     pairs = [(i, j) for i in range(len(labels)) for j in range(i, len(labels))]
     rows = [[labels[i], labels[j], together["true"][i][j], together["decided"][i][j]] for i, j in pairs]
     return [row for row in rows if row[2] or row[3]]
 
 
-def wandb_tables(
-    detail: Mapping[str, Any],
-    labels: Sequence[str],
-    groups: Mapping[str, Sequence[str]],
-    picture: Picture | None,
-) -> dict[str, Any]:
+def wandb_tables(detail: Mapping[str, Any], picture: Picture | None) -> dict[str, Any]:
     """The tables as wandb.Table, by key.
 
     Args:
@@ -67,7 +61,7 @@ def wandb_tables(
     import wandb
 
     made = {}
-    for key, (columns, rows) in table_rows(detail, labels, groups).items():
+    for key, (columns, rows) in table_rows(detail).items():
         if key == "mistakes/worst" and picture is not None:
             images = [wandb.Image(picture(one["id"]), file_type="jpg") for one in detail["mistakes"]]
             columns, rows = ["picture", *columns], [[image, *row] for image, row in zip(images, rows, strict=True)]

@@ -1,0 +1,316 @@
+"""Sending what was logged offline: all starts of a run as one W&B run, or a fresh run made of metrics.jsonl.
+
+    RUN/wandb/offline-run-DATE-ID/    what a start logged
+    RUN/wandb/sent.json               what of it is at W&B
+
+A file that is sent twice would stand at W&B twice, so what was sent is remembered, and only what came since is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planet_dist.config import Config, parse_config
+from planet_dist.runfolder import RunFolder
+from planet_dist.tracking import bundle_artifact, group_of, logged_in, server, server_answers
+from planet_dist.tracking_files import read_records, write_records
+from planet_dist.tracking_log import RunLog, define
+from planet_dist.tracking_merge import Truth, has_news, merge, truth_of
+from planet_dist.tracking_names import results
+from shards.errors import RunError
+from shards.schema import write_whole
+
+_START = re.compile(r"(offline-)?run-(\d{8}_\d{6})-(.+)")
+
+Send = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start of a run logged.
+
+    Attributes:
+        folder: W&B's, of this start.
+        run_id: at W&B.
+        offline: whether it was logged offline.
+        records: wandb Records.
+    """
+
+    folder: Path
+    run_id: str
+    offline: bool
+    records: list[Any]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What is at W&B: the last step, and how many records of each start; `whole` where the sending came to its end."""
+
+    step: int = -1
+    records: dict[str, int] | None = None
+    whole: bool = True
+
+
+def check_service() -> None:
+    """Raises RunError where nothing could be sent: without a key, or where the server does not answer in seconds."""
+    if not logged_in():
+        raise RunError(f"no key for {server()}: log in (wandb login), or set WANDB_API_KEY, and run the command again")
+    if not server_answers():
+        raise RunError(
+            f"{server()} does not answer; run the command again where it can be reached, or set WANDB_BASE_URL"
+        )
+
+
+def send_run(root: Path, send: Send) -> str | None:
+    """Sends what a run has logged offline and has not sent yet.
+
+    Args:
+        root: the run's folder.
+        send: takes a folder with one .wandb file to W&B; send_folder, or what stands for it.
+
+    Returns:
+        The run's id at W&B; None where there is nothing new.
+
+    Raises:
+        RunError: there is nothing that could be sent, a file is damaged, or sending failed.
+    """
+    run = RunFolder(root)
+    starts = read_starts(run)
+    truth = read_truth(run)
+    sent = _read_sent(run)
+    counts = [_count(sent, start) for start in starts]
+    steps = [sent.step, *(_last_step(start) for start in starts if not start.offline)]
+    records = [start.records for start in starts]
+    if not has_news(records, truth, sent=counts, sent_step=max(steps)):
+        return None
+    made = _fresh_folder(run, starts[-1].run_id)
+    try:
+        merged = merge(records, truth, sent=counts, sent_step=max(steps))
+        _gather_files(starts, run, merged, made)
+        write_records(made / f"run-{starts[-1].run_id}.wandb", merged)
+        everything = {start.folder.name: len(start.records) for start in starts}
+        last = max(truth.rows, default=-1)
+        _write_sent(run, Sent(last, everything, whole=False))
+        send(made)
+        _write_sent(run, Sent(last, everything))
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return starts[-1].run_id
+
+
+def rebuild_run(root: Path, send: Send) -> str:
+    """Makes a fresh W&B run of a run's own logs, and sends it.
+
+    Its numbers, tables and bundle are there; pictures of chips and the machine's load are not.
+
+    Args:
+        root, send: as of send_run.
+
+    Returns:
+        The fresh run's id at W&B.
+
+    Raises:
+        RunError: the logs cannot be read, or sending failed.
+    """
+    import wandb
+
+    run = RunFolder(root)
+    config, lines = _config(run), _lines(run.metrics)
+    run_id = secrets.token_hex(4)
+    made = _fresh_folder(run, run_id)
+    before = os.environ.get("WANDB_SILENT")
+    os.environ |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_DATA_DIR": str(made)}
+    try:
+        settings = wandb.Settings(disable_git=True, console="off", x_disable_stats=True, x_disable_meta=True)
+        logged = wandb.init(
+            project=config.tracking.project,
+            id=run_id,
+            name=f"{root.resolve().name}-rebuilt",
+            group=group_of(config),
+            mode="offline",
+            dir=str(made),
+            config=config.model_dump(mode="json"),
+            settings=settings,
+        )
+        _replay(logged, lines, _lines(run.timing) if run.timing.exists() else [])
+        if (run.evaluation / "metrics.json").exists() and (run.bundle / "bundle.json").exists():
+            summary = results(json.loads((run.evaluation / "metrics.json").read_text()))
+            logged.summary.update(summary)
+            logged.log_artifact(bundle_artifact(run.bundle, run_id, summary), aliases=["best"])
+        logged.finish()
+        (folder,) = (made / "wandb").glob(f"offline-run-*-{run_id}")
+        send(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.environ.pop("WANDB_SILENT") if before is None else os.environ.update(WANDB_SILENT=before)
+    return run_id
+
+
+def _replay(logged: Any, lines: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]) -> None:
+    details = [line for line in lines if line["kind"] == "detail"]
+    labels = details[-1]["cooccurrence"]["labels"] if details else []
+    define(logged, labels, list(details[-1]["confusion"]) if details else [])
+    log = RunLog(lambda row, step: logged.log(row, step=step, commit=True), picture=None)
+    times = {line["step"]: line for line in timing if line.get("kind") == "train"}
+    for line in lines:
+        log.record(line)
+        if line["kind"] == "train" and line["step"] in times:
+            log.time(times[line["step"]])
+    log.commit()
+
+
+def send_folder(folder: Path) -> None:
+    """Sends a folder with one .wandb file by W&B's own command, which says what it does.
+
+    Raises:
+        RunError: it failed.
+    """
+    (file,) = folder.glob("*.wandb")
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", str(file)],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"WANDB_ERROR_REPORTING": "false"},
+    )
+    # W&B's command ends with status 0 after most failures; it marks what it has sent.
+    if done.returncode or not file.with_suffix(".wandb.synced").exists():
+        raise RunError(
+            f"{folder}: W&B did not take all of it, for the reason printed above; part of it may be there. "
+            "planet-dist sync --rebuild sends all numbers as a fresh run"
+        )
+
+
+def read_starts(run: RunFolder) -> list[Start]:
+    """What the starts of a run logged, in order.
+
+    Raises:
+        RunError: there is nothing, a file is damaged, or the files are those of several runs.
+    """
+    folders = [path for path in (run.root / "wandb").glob("*run-*") if path.is_dir() and _START.fullmatch(path.name)]
+    starts = []
+    for folder in sorted(folders, key=lambda path: _match(path)[2]):
+        offline, _, run_id = _match(folder).groups()
+        file = folder / f"run-{run_id}.wandb"
+        records = list(read_records(file)) if file.exists() else []
+        if any(record.HasField("run") for record in records):  # or it was killed before it had begun
+            starts.append(Start(folder, run_id, offline is not None, records))
+    if not starts:
+        raise RunError(
+            f"{run.root / 'wandb'}: nothing was logged there; planet-dist sync --rebuild makes a W&B run of "
+            f"{run.metrics.name}"
+        )
+    ids = sorted({start.run_id for start in starts})
+    if len(ids) > 1:
+        raise RunError(
+            f"{run.root / 'wandb'}: holds several runs ({', '.join(ids)}); send one folder with wandb sync, or give "
+            "--rebuild"
+        )
+    return starts
+
+
+def read_truth(run: RunFolder) -> Truth:
+    """What a run's own logs say.
+
+    Raises:
+        RunError: they cannot be read.
+    """
+    return truth_of(_lines(run.metrics), _lines(run.timing) if run.timing.exists() else [])
+
+
+def _match(folder: Path) -> re.Match[str]:
+    found = _START.fullmatch(folder.name)
+    assert found is not None
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text()
+        # A line without an end is being written, or was when the run was killed.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); give the folder of a run of planet_dist/train.py") from error
+
+
+def _config(run: RunFolder) -> Config:
+    try:
+        return parse_config(tomllib.loads(run.config.read_text()), str(run.config))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.config}: cannot be read ({error}); give the folder of a run") from error
+
+
+def _fresh_folder(run: RunFolder, run_id: str) -> Path:
+    try:
+        made = (run.root / "wandb" / f"offline-sync-{run_id}-{secrets.token_hex(4)}").resolve()
+        made.mkdir(parents=True)
+        return made
+    except OSError as error:
+        raise RunError(f"{run.root / 'wandb'}: cannot be written ({error}); sync a copy of the run") from error
+
+
+def _gather_files(starts: Sequence[Start], run: RunFolder, records: Sequence[Any], made: Path) -> None:
+    """Puts all starts' files where W&B looks for them, and finds those of artifacts again in a run that was moved."""
+    for start in starts:
+        for path in (start.folder / "files").rglob("*"):
+            if path.is_file() and path.name != "output.log":  # W&B writes that one anew, of what was printed
+                link = made / "files" / path.relative_to(start.folder / "files")
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(path.resolve())
+    for record in records:
+        if record.HasField("artifact"):
+            for entry in record.artifact.manifest.contents:
+                if entry.local_path and not Path(entry.local_path).exists():
+                    entry.local_path = str(_moved(entry.local_path, run))
+
+
+def _moved(path: str, run: RunFolder) -> Path:
+    for part in ("wandb/artifacts", "bundle"):
+        _, found, rest = path.rpartition(f"/{part}/")
+        if found and (run.root / part / rest).exists():
+            return (run.root / part / rest).resolve()
+    raise RunError(f"{path}: an artifact's file is gone; planet-dist sync --rebuild sends all numbers without it")
+
+
+def _last_step(start: Start) -> int:
+    return max((int(record.history.step.num) for record in start.records if record.HasField("history")), default=-1)
+
+
+def _count(sent: Sent, start: Start) -> int:
+    return (sent.records or {}).get(start.folder.name, 0) if start.offline else len(start.records)
+
+
+def _sent_file(run: RunFolder) -> Path:
+    return run.root / "wandb" / "sent.json"
+
+
+def _read_sent(run: RunFolder) -> Sent:
+    path = _sent_file(run)
+    if not path.exists():
+        return Sent()
+    try:
+        sent = Sent(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); give --rebuild, which sends a fresh run") from error
+    if not sent.whole:
+        raise RunError(
+            f"{path}: an earlier sync was broken off, and W&B may hold a part of the run; planet-dist sync --rebuild "
+            f"sends all numbers as a fresh run. To send again all the same, delete the run at W&B and {path.name}"
+        )
+    return sent
+
+
+def _write_sent(run: RunFolder, sent: Sent) -> None:
+    text = json.dumps({"step": sent.step, "records": sent.records, "whole": sent.whole})
+    write_whole(_sent_file(run), f"{text}\n".encode())
