@@ -282,9 +282,8 @@ class Trainer:
             self.run.hold()
             vocabulary, keys_of = self.data.dataset.manifest.vocabulary, self.data.dataset.keys
             detail = epoch_detail(logits.logits_NC, targets_NC, logits.ids_N, keys_of, vocabulary, speaks_C)
-            for line in ({"kind": "epoch", **epoch, **validation.figures, "best": best}, {"kind": "detail", **epoch, **detail}):
-                self.metrics.append(line)
-                self.tracker.record(line)
+            self._record({"kind": "epoch", **epoch, **validation.figures, "best": best})
+            self._record({"kind": "detail", **epoch, **detail})
             figures = "  ".join(f"{name} {value:.4f}" for name, value in validation.figures.items())
             mark = "  (best so far)" if best else ""
             self.progress.note(f"{self._place(position.phase, position.epoch - 1)}  validation: {figures}{mark}")
@@ -354,12 +353,14 @@ class Trainer:
         if total_steps % self.config.runtime.log_every_steps == 0:
             self.run.hold()
             where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": total_steps}
-            figures = {"kind": "train", **where_in_run, **result.figures()}
+            self._record({"kind": "train", **where_in_run, **result.figures()})
             rates = {"kind": "train", **where_in_run, **self.meter.read(), "time": time.time()}
-            self.metrics.append(figures)
             self.timing.append(rates)
-            self.tracker.record(figures)
             self.tracker.time(rates)
+
+    def _record(self, line: dict[str, Any]) -> None:
+        self.metrics.append(line)
+        self.tracker.record(line)
 
     def _place(self, phase: int, epoch: int) -> str:
         phases = self.config.phases

@@ -9,6 +9,7 @@ Whatever stops it, the same command goes on: members with a bundle are kept, and
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,9 @@ def plan_members(
     """
     planned, first_ids = [], None
     for i, member in enumerate(ensemble.members):
-        words = [*ensemble.shared, *member.overrides, *overrides]
+        # JSON, for a folder may be named like a number
+        group = f"tracking.group={json.dumps(out.resolve().name)}"
+        words = [group, *ensemble.shared, *member.overrides, *overrides]
         config = load_config(member.recipe, words)
         val_ids_N = open_data(config, data).split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):

@@ -126,7 +126,7 @@ def _mistakes(
     labels: Sequence[str],
 ) -> list[dict[str, Any]]:
     def named(bits_C: Bools) -> list[str]:
-        return [labels[c] for c in np.flatnonzero(bits_C)]
+        return [label for label, bit in zip(labels, bits_C, strict=True) if bit]
 
     places = worst_mistakes(decided_NC, true_NC, SHOWN_MISTAKES)
     return [

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from planet_dist.config import Config, TrackingConfig
 from planet_dist.data import Data
-from planet_dist.tracking_git import git_state
 from planet_dist.runfolder import RunFolder
+from planet_dist.tracking_git import git_state
 from planet_dist.tracking_log import RunLog, define
 from planet_dist.tracking_names import key_part, key_parts
 from shards.errors import RunError
@@ -77,6 +77,13 @@ def server_answers() -> bool:
         return False
 
 
+def shown_config(config: Config) -> dict[str, Any]:
+    """A configuration as W&B shows it: with a column for every value of a phase, which a list would not have."""
+    shown = config.model_dump(mode="json")
+    shown["phases"] = {str(number): phase for number, phase in enumerate(shown["phases"])}
+    return shown
+
+
 def _id_file(run: RunFolder) -> Path:
     return run.root / "wandb" / "run-id.txt"
 
@@ -106,7 +113,7 @@ class Tracker:
     Args:
         accelerator: whose tracker it is; only rank 0 logs.
         run: the run's folder; W&B's own files lie under it.
-        run_id: of the run that is resumed, or None for a new one.
+        run_id: of the run that is resumed, or None for a new one, whose id a sweep's agent may have chosen.
 
     Raises:
         RunError: W&B refuses the run.
@@ -121,7 +128,7 @@ class Tracker:
         name: str,
         run_id: str | None,
     ) -> None:
-        self.run_id = run_id or _kept_id(run) or secrets.token_hex(4)
+        self.run_id = run_id or _kept_id(run) or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
         self._accelerator = accelerator
         self._log: RunLog | None = None
         mode = tracking_mode(config.tracking)
@@ -149,15 +156,13 @@ class Tracker:
             # W&B's own look at the repository would send along what is not committed.
             "settings": {"disable_git": True, "git_commit": state["commit"] if state else None},
         }
-        self._start(config.model_dump(mode="json") | {"git": state}, config.tracking.project, settings)
+        self._start(shown_config(config) | {"git": state}, config.tracking.project, settings)
 
     def _start(self, config: dict[str, Any], project: str, settings: dict[str, Any]) -> None:
         from wandb.errors import Error
 
         try:
-            self._quietly(
-                self._accelerator.init_trackers, project, config=config, init_kwargs={"wandb": settings}
-            )
+            self._quietly(self._accelerator.init_trackers, project, config=config, init_kwargs={"wandb": settings})
         except Error as error:
             raise RunError(
                 f"W&B refuses to track this run: {error}; log in anew (wandb login), or set tracking.wandb=offline"

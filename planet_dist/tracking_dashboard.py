@@ -45,9 +45,7 @@ class Dashboard:
             import wandb_workspaces.reports.v2 as wr
             import wandb_workspaces.workspaces as ws
         except ImportError as error:
-            raise ConfigError(
-                "the dashboard needs wandb-workspaces: pip install 'planet-dist[dashboard]'"
-            ) from error
+            raise ConfigError("the dashboard needs wandb-workspaces: pip install 'planet-dist[dashboard]'") from error
         self._wr, self._ws = wr, ws
         self._entity, self._project = entity, project
         self._labels = key_parts(vocabulary.labels)
@@ -102,6 +100,7 @@ class Dashboard:
             self._line("training chips a second", rate),
             self._line("share of the step's time", *_SHARES, range_y=(0, 1)),
             self._line("seconds between lines", seconds),
+            self._line("GiB of GPU memory", "time/gpu_memory_gib"),
             self._bar("training chips a second, mean", rate),
         ]
 
@@ -174,7 +173,9 @@ class Dashboard:
     def definition(self) -> dict[str, Any]:
         """What W&B would be sent, as plain JSON; the same for the same arguments."""
         models = {"workspace": self.workspace()._to_model(), "report": self.report()._to_model()}
-        plain = {name: model.model_dump(mode="json", by_alias=True, exclude_none=True) for name, model in models.items()}
+        plain = {
+            name: model.model_dump(mode="json", by_alias=True, exclude_none=True) for name, model in models.items()
+        }
         named: dict[str, Any] = _renamed(plain, iter(range(10**6)))
         return {"entity": self._entity, "project": self._project, **named}
 

@@ -19,26 +19,35 @@ _BLOCK, _PREFIX = 32768, 7  # bytes; the prefix is checksum (4), size (2) and ki
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
+def new_record(message: bytes = b"") -> Any:
+    """A wandb Record: an empty one, or what a message says."""
+    from wandb.proto import wandb_internal_pb2
+
+    messages: Any = wandb_internal_pb2
+    return messages.Record.FromString(message)
+
+
 def read_records(path: Path) -> Iterator[Any]:
     """The records of a .wandb file, up to where it was cut off.
 
     Yields:
-        wandb.proto.wandb_internal_pb2.Record
+        wandb Records (wandb.proto.wandb_internal_pb2).
 
     Raises:
         RunError: not such a file, or damaged before its end.
     """
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
 
     data = path.read_bytes()
     if data[: len(_HEADER)] != _HEADER:
         if len(data) < len(_HEADER):
             return  # killed before its first byte was on disk
-        raise RunError(f"{path}: not a W&B file of a version that is known here; send it with: wandb sync {path.parent}")
+        raise RunError(
+            f"{path}: not a W&B file of a version that is known here; send it with: wandb sync {path.parent}"
+        )
     try:
         for message in _messages(data):
-            yield Record.FromString(message)
+            yield new_record(message)
     except (DecodeError, _DamagedError) as error:
         raise RunError(
             f"{path}: damaged ({error}); move {path.parent} away, and planet-dist sync sends the rest, or all numbers "
@@ -74,7 +83,7 @@ def write_records(path: Path, records: Iterable[Any]) -> None:
 
     Args:
         path: must not exist.
-        records: wandb.proto.wandb_internal_pb2.Record; their numbers are changed.
+        records: wandb Records; their numbers are changed.
     """
     with path.open("xb") as file:
         file.write(_HEADER)

@@ -9,18 +9,19 @@ load, what was printed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from planet_dist.tracking_files import new_record
 from planet_dist.tracking_names import AXIS, numbers, times
 
 Name = tuple[str, ...]
 Row = dict[Name, str]
 
 _RUNTIME, _STEP, _TIME = ("_runtime",), ("_step",), ("_timestamp",)
-_AGGREGATES = {"max": max, "min": min, "mean": fmean}
+_AGGREGATES: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "mean": fmean}
 _MADE_ANEW = {"header", "run", "history", "summary", "exit", "final", "footer", "request"}
 
 
@@ -52,12 +53,10 @@ def merge(starts: Sequence[Sequence[Any]], truth: Truth, *, sent: Sequence[int],
         Records, in W&B's order: header, run, what else there is, rows by step, summary, and the exit of the last start
         where it has one.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
-
     rows = merged_rows(starts, truth)
     new_rows = {step: row for step, row in rows.items() if step > sent_step}
     header = next(record for record in starts[0] if record.HasField("header"))
-    run = Record.FromString(next(r for r in starts[0] if r.HasField("run")).SerializeToString())
+    run = new_record(next(r for r in starts[0] if r.HasField("run")).SerializeToString())
     run.ClearField("control")
     kept = list(_others(starts, sent, {value for row in new_rows.values() for value in row.values()}))
     made = [_history(step, row) for step, row in new_rows.items()]
@@ -92,9 +91,11 @@ def merged_rows(starts: Sequence[Sequence[Any]], truth: Truth) -> dict[int, Row]
     before: Row = {_RUNTIME: "0"}
     rows = {}
     for step in sorted(truth.rows):
-        own = truth.times.get(step, {}) | truth.rows[step]
+        own = dict(truth.times.get(step, {})) | dict(truth.rows[step])
         row = found.get(step, {})
-        missing = {(key,): json.dumps(value) for key, value in own.items() if (key,) not in row or key in truth.rows[step]}
+        missing = {
+            (key,): json.dumps(value) for key, value in own.items() if (key,) not in row or key in truth.rows[step]
+        }
         row = row | missing | {_STEP: str(step)}
         if _TIME not in row and step in truth.clock:
             row[_TIME] = json.dumps(truth.clock[step])
@@ -114,9 +115,7 @@ def _name(item: Any) -> Name:
 
 
 def _history(step: int, row: Row) -> Any:
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    record = Record()
+    record = new_record()
     record.history.step.num = step
     for name, value in row.items():
         record.history.item.add(nested_key=name, value_json=value)
@@ -125,7 +124,7 @@ def _history(step: int, row: Row) -> Any:
 
 def _others(starts: Sequence[Sequence[Any]], sent: Sequence[int], values: set[str]) -> Iterator[Any]:
     """All records but those that are made anew: definitions and artifacts once, tables only where a row shows them."""
-    seen = set()
+    seen: set[Any] = set()
     for start, count in zip(starts, sent, strict=True):
         for place, record in enumerate(start):
             kind = record.WhichOneof("record_type")
@@ -149,8 +148,6 @@ def _others(starts: Sequence[Sequence[Any]], sent: Sequence[int], values: set[st
 
 def _summary(starts: Sequence[Sequence[Any]], rows: Mapping[int, Row]) -> Any:
     """The summary of all rows, as the metrics' definitions ask, and what stands in the starts' summaries alone."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
     values: Row = {}
     for record in (one for start in starts for one in start if one.HasField("summary")):
         said = {_name(item): item.value_json for item in record.summary.update}
@@ -160,11 +157,11 @@ def _summary(starts: Sequence[Sequence[Any]], rows: Mapping[int, Row]) -> Any:
     for start in starts:
         for record in start:
             how = _aggregate(record.metric) if record.HasField("metric") else None
-            name = (record.metric.name,)
+            name: Name = (record.metric.name,)
             found = [json.loads(row[name]) for row in rows.values() if name in row] if how else []
             if found:
                 values[name] = json.dumps({how: _AGGREGATES[str(how)](found)})
-    record = Record()
+    record = new_record()
     for name, value in values.items():
         record.summary.update.add(nested_key=name, value_json=value)
     return record

@@ -30,6 +30,7 @@ class Metric:
         logged: at steps (every runtime.log_every_steps), at the end of each epoch, or once at the run's end, in the
             summary alone.
         kind: "number", or a W&B table.
+        only: where it's not logged by every run.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Metric:
     summary: Summary = "last"
     logged: Logged = "step"
     kind: Kind = "number"
+    only: str = ""
 
 
 def _epoch(key: str, meaning: str, summary: Summary = "max") -> Metric:
@@ -56,6 +58,16 @@ METRICS = (
     Metric("train/grad_norm", "norm of the whole gradient before clipping"),
     Metric("time/images_per_second", "training chips a second over all processes, since the line before", "mean"),
     Metric("time/wait_share", "share of the time that the step waited for chips", "mean"),
+    *(
+        Metric(f"time/{part}_share", f"share of the time {spent}", "mean", only="where it is measured")
+        for part, spent in {
+            "decode": "that decoding took",
+            "copy": "that copies to the device took",
+            "compute": "that the device computed",
+            "exchange": "that gradients were exchanged between processes",
+        }.items()
+    ),
+    Metric("time/gpu_memory_gib", "most memory that tensors took on rank 0's GPU", "max", only="on a GPU"),
     Metric("time/seconds", "since the line before"),
     _epoch("val/f2", "sample-averaged F2 with the best single threshold for all labels"),
     _epoch("val/f2_at_0_5", "sample-averaged F2 with 0.5 for every label"),
@@ -163,7 +175,7 @@ def as_markdown() -> str:
     for metric in METRICS:
         key = metric.key.replace(LABEL, "LABEL").replace(GROUP, "GROUP")
         axis = "" if metric.logged == "end" or metric.key == AXIS else f"`{AXIS}`"
-        kind = " (table)" if metric.kind == "table" else ""
+        kind = " (table)" if metric.kind == "table" else f" ({metric.only})" if metric.only else ""
         logged = {"step": "step", "epoch": "epoch", "end": "end of the run"}[metric.logged]
         lines.append(f"| `{key}` | {metric.meaning}{kind} | {logged} | {axis} | {metric.summary} |")
     return "\n".join(lines) + "\n"

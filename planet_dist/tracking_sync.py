@@ -23,7 +23,7 @@ from typing import Any
 
 from planet_dist.config import Config, parse_config
 from planet_dist.runfolder import RunFolder
-from planet_dist.tracking import bundle_artifact, group_of, logged_in, server, server_answers
+from planet_dist.tracking import bundle_artifact, group_of, logged_in, server, server_answers, shown_config
 from planet_dist.tracking_files import read_records, write_records
 from planet_dist.tracking_log import RunLog, define
 from planet_dist.tracking_merge import Truth, has_news, merge, truth_of
@@ -129,7 +129,7 @@ def rebuild_run(root: Path, send: Send) -> str:
     config, lines = _config(run), _lines(run.metrics)
     run_id = secrets.token_hex(4)
     made = _fresh_folder(run, run_id)
-    before = os.environ.get("WANDB_SILENT")
+    before = {name: os.environ.get(name) for name in ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_DATA_DIR")}
     os.environ |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_DATA_DIR": str(made)}
     try:
         settings = wandb.Settings(disable_git=True, console="off", x_disable_stats=True, x_disable_meta=True)
@@ -140,7 +140,7 @@ def rebuild_run(root: Path, send: Send) -> str:
             group=group_of(config),
             mode="offline",
             dir=str(made),
-            config=config.model_dump(mode="json"),
+            config=shown_config(config),
             settings=settings,
         )
         _replay(logged, lines, _lines(run.timing) if run.timing.exists() else [])
@@ -153,7 +153,9 @@ def rebuild_run(root: Path, send: Send) -> str:
         send(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-        os.environ.pop("WANDB_SILENT") if before is None else os.environ.update(WANDB_SILENT=before)
+        for name, value in before.items():
+            del os.environ[name]
+            os.environ |= {} if value is None else {name: value}
     return run_id
 
 

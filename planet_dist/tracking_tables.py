@@ -60,10 +60,10 @@ def wandb_tables(detail: Mapping[str, Any], picture: Picture | None) -> dict[str
     """
     import wandb
 
-    made = {}
-    for key, (columns, rows) in table_rows(detail).items():
-        if key == "mistakes/worst" and picture is not None:
-            images = [wandb.Image(picture(one["id"]), file_type="jpg") for one in detail["mistakes"]]
-            columns, rows = ["picture", *columns], [[image, *row] for image, row in zip(images, rows, strict=True)]
-        made[key] = wandb.Table(columns=columns, data=rows)
-    return made
+    tables = table_rows(detail)
+    if picture is not None:
+        columns, rows = tables["mistakes/worst"]
+        pictures = [wandb.Image(picture(one["id"]), file_type="jpg") for one in detail["mistakes"]]
+        shown = [[image, *row] for image, row in zip(pictures, rows, strict=True)]
+        tables["mistakes/worst"] = (["picture", *columns], shown)
+    return {key: wandb.Table(columns=[*columns], data=rows) for key, (columns, rows) in tables.items()}
