@@ -6,6 +6,7 @@ Every key comes from tracking_names, so that no panel stays empty.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ class Dashboard:
 
     def __init__(self, entity: str, project: str, vocabulary: Vocabulary) -> None:
         try:
-            import wandb_workspaces.reports.v2 as wr
-            import wandb_workspaces.workspaces as ws
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of its own use of pydantic
+                import wandb_workspaces.reports.v2 as wr
+                import wandb_workspaces.workspaces as ws
         except ImportError as error:
             raise ConfigError("the dashboard needs wandb-workspaces: pip install 'planet-dist[dashboard]'") from error
         self._wr, self._ws = wr, ws

@@ -84,8 +84,9 @@ def merged_rows(starts: Sequence[Sequence[Any]], truth: Truth) -> dict[int, Row]
             if not record.HasField("history") or step not in truth.rows:
                 continue
             row = {_name(item): item.value_json for item in record.history.item}
-            last = earlier + float(row.get(_RUNTIME, "0"))
-            row[_RUNTIME] = json.dumps(last)
+            if _RUNTIME in row:
+                last = earlier + float(row[_RUNTIME])
+                row[_RUNTIME] = json.dumps(last)
             found[step] = _without(found.get(step, {}), row) | row
         earlier = last
     before: Row = {_RUNTIME: "0"}

@@ -26,13 +26,14 @@ from planet_dist.runfolder import RunFolder
 from planet_dist.tracking import bundle_artifact, group_of, logged_in, server, server_answers, shown_config
 from planet_dist.tracking_files import read_records, write_records
 from planet_dist.tracking_log import RunLog, define
-from planet_dist.tracking_merge import Truth, has_news, merge, truth_of
+from planet_dist.tracking_merge import has_news, merge, truth_of
 from planet_dist.tracking_names import results
 from shards.errors import RunError
 from shards.schema import write_whole
 
 _START = re.compile(r"(offline-)?run-(\d{8}_\d{6})-(.+)")
 
+Line = dict[str, Any]
 Send = Callable[[Path], None]
 
 
@@ -87,26 +88,33 @@ def send_run(root: Path, send: Send) -> str | None:
     """
     run = RunFolder(root)
     starts = read_starts(run)
-    truth = read_truth(run)
+    lines = _lines(run.metrics)
+    truth = truth_of(lines, _timing(run))
     sent = _read_sent(run)
-    counts = [_count(sent, start) for start in starts]
-    steps = [sent.step, *(_last_step(start) for start in starts if not start.offline)]
-    records = [start.records for start in starts]
-    if not has_news(records, truth, sent=counts, sent_step=max(steps)):
+    sent_step = max([sent.step, *(_last_step(start) for start in starts if not start.offline)])
+    everything = {start.folder.name: len(start.records) for start in starts}
+    if not has_news(
+        [start.records for start in starts], truth, sent=[_count(sent, s) for s in starts], sent_step=sent_step
+    ):
         return None
-    made = _fresh_folder(run, starts[-1].run_id)
+    run_id = starts[0].run_id
+    made = _fresh_folder(run, run_id)
     try:
-        merged = merge(records, truth, sent=counts, sent_step=max(steps))
+        lost = [line for line in lines if line["kind"] == "detail" and line["step"] > sent_step]
+        lost = [line for line in lost if not any(_has_step(start, line["step"]) for start in starts)]
+        if lost:
+            starts.insert(1, _tables_anew(run, run_id, lost, made / "tables"))
+        counts = [_count(sent, start) for start in starts]
+        merged = merge([start.records for start in starts], truth, sent=counts, sent_step=sent_step)
         _gather_files(starts, run, merged, made)
-        write_records(made / f"run-{starts[-1].run_id}.wandb", merged)
-        everything = {start.folder.name: len(start.records) for start in starts}
+        write_records(made / f"run-{run_id}.wandb", merged)
         last = max(truth.rows, default=-1)
         _write_sent(run, Sent(last, everything, whole=False))
         send(made)
         _write_sent(run, Sent(last, everything))
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return starts[-1].run_id
+    return run_id
 
 
 def rebuild_run(root: Path, send: Send) -> str:
@@ -123,12 +131,43 @@ def rebuild_run(root: Path, send: Send) -> str:
     Raises:
         RunError: the logs cannot be read, or sending failed.
     """
-    import wandb
-
     run = RunFolder(root)
-    config, lines = _config(run), _lines(run.metrics)
+    lines, timing = _lines(run.metrics), _timing(run)
     run_id = secrets.token_hex(4)
     made = _fresh_folder(run, run_id)
+    try:
+        send(_log_anew(run, run_id, made, lines, timing, whole=True))
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return run_id
+
+
+def _tables_anew(run: RunFolder, run_id: str, lines: Sequence[Line], made: Path) -> Start:
+    """The tables of epochs that W&B's files lost: of a killed process they lack up to the last 32 KiB."""
+    made.mkdir()
+    folder = _log_anew(run, run_id, made, lines, [], whole=False)
+    records = []
+    for record in read_records(folder / f"run-{run_id}.wandb"):
+        if record.HasField("history"):  # whose clock is today's
+            items = [item for item in record.history.item if item.nested_key[0] not in ("_runtime", "_timestamp")]
+            del record.history.item[:]
+            record.history.item.extend(items)
+        if record.WhichOneof("record_type") in ("history", "artifact", "files"):
+            records.append(record)
+    return Start(folder, run_id, True, records)
+
+
+def _log_anew(
+    run: RunFolder, run_id: str, made: Path, lines: Sequence[Line], timing: Sequence[Line], *, whole: bool
+) -> Path:
+    """Logs lines of a run's own logs with W&B, offline; `whole` says that they are all, with what the run came to.
+
+    Returns:
+        W&B's folder of it, under `made`.
+    """
+    import wandb
+
+    config = _config(run)
     before = {name: os.environ.get(name) for name in ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_DATA_DIR")}
     os.environ |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_DATA_DIR": str(made)}
     try:
@@ -136,35 +175,33 @@ def rebuild_run(root: Path, send: Send) -> str:
         logged = wandb.init(
             project=config.tracking.project,
             id=run_id,
-            name=f"{root.resolve().name}-rebuilt",
+            name=f"{run.root.resolve().name}-rebuilt",
             group=group_of(config),
             mode="offline",
             dir=str(made),
             config=shown_config(config),
             settings=settings,
         )
-        _replay(logged, lines, _lines(run.timing) if run.timing.exists() else [])
-        if (run.evaluation / "metrics.json").exists() and (run.bundle / "bundle.json").exists():
+        _replay(logged, lines, timing)
+        if whole and (run.evaluation / "metrics.json").exists() and (run.bundle / "bundle.json").exists():
             summary = results(json.loads((run.evaluation / "metrics.json").read_text()))
             logged.summary.update(summary)
             logged.log_artifact(bundle_artifact(run.bundle, run_id, summary), aliases=["best"])
         logged.finish()
-        (folder,) = (made / "wandb").glob(f"offline-run-*-{run_id}")
-        send(folder)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
         for name, value in before.items():
             del os.environ[name]
             os.environ |= {} if value is None else {name: value}
-    return run_id
+    (folder,) = (made / "wandb").glob(f"offline-run-*-{run_id}")
+    return folder
 
 
-def _replay(logged: Any, lines: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]) -> None:
+def _replay(logged: Any, lines: Sequence[Line], timing: Sequence[Line]) -> None:
     details = [line for line in lines if line["kind"] == "detail"]
     labels = details[-1]["cooccurrence"]["labels"] if details else []
     define(logged, labels, list(details[-1]["confusion"]) if details else [])
     log = RunLog(lambda row, step: logged.log(row, step=step, commit=True), picture=None)
-    times = {line["step"]: line for line in timing if line.get("kind") == "train"}
+    times = {line["step"]: line for line in timing if line["kind"] == "train"}
     for line in lines:
         log.record(line)
         if line["kind"] == "train" and line["step"] in times:
@@ -221,22 +258,17 @@ def read_starts(run: RunFolder) -> list[Start]:
     return starts
 
 
-def read_truth(run: RunFolder) -> Truth:
-    """What a run's own logs say.
-
-    Raises:
-        RunError: they cannot be read.
-    """
-    return truth_of(_lines(run.metrics), _lines(run.timing) if run.timing.exists() else [])
-
-
 def _match(folder: Path) -> re.Match[str]:
     found = _START.fullmatch(folder.name)
     assert found is not None
     return found
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _timing(run: RunFolder) -> list[Line]:
+    return _lines(run.timing) if run.timing.exists() else []
+
+
+def _lines(path: Path) -> list[Line]:
     try:
         text = path.read_text()
         # A line without an end is being written, or was when the run was killed.
@@ -285,11 +317,16 @@ def _moved(path: str, run: RunFolder) -> Path:
     raise RunError(f"{path}: an artifact's file is gone; planet-dist sync --rebuild sends all numbers without it")
 
 
+def _has_step(start: Start, step: int) -> bool:
+    return any(record.HasField("history") and record.history.step.num == step for record in start.records)
+
+
 def _last_step(start: Start) -> int:
     return max((int(record.history.step.num) for record in start.records if record.HasField("history")), default=-1)
 
 
 def _count(sent: Sent, start: Start) -> int:
+    # what was logged online is there
     return (sent.records or {}).get(start.folder.name, 0) if start.offline else len(start.records)
 
 
