@@ -41,7 +41,9 @@ def test_the_definition_has_the_teams_sections_and_is_the_same_each_time(tmp_pat
     sections = made["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in sections] == ["Overview", "Per label", "Speed", "Ensembles", "Sweeps"]
     assert all(section["panels"] for section in sections)
-    headings = [block["children"][0]["text"] for block in made["report"]["spec"]["blocks"] if block["type"] == "heading"]
+    headings = [
+        block["children"][0]["text"] for block in made["report"]["spec"]["blocks"] if block["type"] == "heading"
+    ]
     assert headings == [section["name"] for section in sections]
 
 

@@ -12,7 +12,13 @@ from tests.conftest import REPOSITORY
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("road", "road"), ("partly_cloudy", "partly_cloudy"), ("a.b", "a_b"), ("roads/paths", "roads_paths"), ("森林", "unnamed")],
+    [
+        ("road", "road"),
+        ("partly_cloudy", "partly_cloudy"),
+        ("a.b", "a_b"),
+        ("roads/paths", "roads_paths"),
+        ("森林", "unnamed"),
+    ],
 )
 def test_a_key_part_has_letters_digits_and_underscores_alone(name: str, part: str) -> None:
     assert key_part(name) == part
