@@ -100,7 +100,11 @@ def serving() -> Iterator[Service]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # W&B's client leaves its connections open when it ends
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         service.address = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
