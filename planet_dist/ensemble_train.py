@@ -124,8 +124,7 @@ def plan_members(
     """
     planned, first_ids = [], None
     for i, member in enumerate(ensemble.members):
-        # JSON, for a folder may be named like a number
-        group = f"tracking.group={json.dumps(out.resolve().name)}"
+        group = f"tracking.group={json.dumps(_group(out, overrides))}"  # JSON, for a folder may be named like a number
         words = [group, *ensemble.shared, *member.overrides, *overrides]
         config = load_config(member.recipe, words)
         val_ids_N = open_data(config, data).split.val_ids
@@ -144,6 +143,13 @@ def plan_members(
             )
         )
     return planned
+
+
+def _group(out: Path, overrides: Sequence[str]) -> str:
+    """The members' group at W&B: the ensemble's folder, and which of its folds where it is trained on several."""
+    folder = out.resolve()
+    of_a_fold = any(word.startswith("data.split=kfold:") for word in overrides)
+    return f"{folder.parent.name}-{folder.name}" if of_a_fold else folder.name
 
 
 def train_ensemble(
