@@ -96,6 +96,10 @@ def _kept_id(run: RunFolder) -> str | None:
         return None
 
 
+def _id_of_a_sweep() -> str | None:
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+
+
 def group_of(config: Config) -> str | None:
     """The group that a run stands in: the one asked for, or the other folds of a cross-validation."""
     fold = re.fullmatch(r"kfold:(\d+)/\d+", config.data.split)
@@ -128,7 +132,7 @@ class Tracker:
         name: str,
         run_id: str | None,
     ) -> None:
-        self.run_id = run_id or _kept_id(run) or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        self.run_id = run_id or _kept_id(run) or _id_of_a_sweep() or secrets.token_hex(4)
         self._accelerator = accelerator
         self._log: RunLog | None = None
         mode = tracking_mode(config.tracking)
@@ -256,7 +260,7 @@ def dataset_artifact(dataset: Dataset) -> Any:
     import wandb
 
     manifest = dataset.manifest
-    place = dataset.shown if "://" in dataset.shown else f"file://{Path(dataset.shown).resolve()}"
+    place = dataset.shown if "://" in dataset.shown else Path(dataset.shown).resolve().as_uri()
     facts = {
         "location": dataset.shown,
         "digest": dataset.digest,

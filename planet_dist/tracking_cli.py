@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from shards.errors import RunError
+from shards.errors import PlanetError, RunError
 
 
 @click.command()
@@ -28,7 +28,7 @@ def sync(runs: tuple[Path, ...], rebuild: bool) -> None:
         try:
             sent = rebuild_run(run, send_folder) if rebuild else send_run(run, send_folder)
             click.echo(f"{run}: {f'sent as {sent}' if sent else 'nothing new to send'}")
-        except RunError as error:
+        except PlanetError as error:
             failed.append(str(error))
     if failed:
         raise RunError("\n".join(failed))

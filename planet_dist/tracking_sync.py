@@ -1,8 +1,5 @@
 """Sending what was logged offline: all starts of a run as one W&B run, or a fresh run made of metrics.jsonl.
 
-    RUN/wandb/offline-run-DATE-ID/    what a start logged
-    RUN/wandb/sent.json               what of it is at W&B
-
 A file that is sent twice would stand at W&B twice, so what was sent is remembered, and only what came since is sent.
 """
 
@@ -10,14 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +23,11 @@ from planet_dist.tracking_files import read_records, write_records
 from planet_dist.tracking_log import RunLog, define
 from planet_dist.tracking_merge import has_news, merge, truth_of
 from planet_dist.tracking_names import results
+from planet_dist.tracking_starts import Sent, Start, read_sent, read_starts, write_sent
 from shards.errors import RunError
-from shards.schema import write_whole
-
-_START = re.compile(r"(offline-)?run-(\d{8}_\d{6})-(.+)")
 
 Line = dict[str, Any]
 Send = Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class Start:
-    """What one start of a run logged.
-
-    Attributes:
-        folder: W&B's, of this start.
-        run_id: at W&B.
-        offline: whether it was logged offline.
-        records: wandb Records.
-    """
-
-    folder: Path
-    run_id: str
-    offline: bool
-    records: list[Any]
-
-
-@dataclass(frozen=True)
-class Sent:
-    """What is at W&B: the last step, and how many records of each start; `whole` where the sending came to its end."""
-
-    step: int = -1
-    records: dict[str, int] | None = None
-    whole: bool = True
 
 
 def check_service() -> None:
@@ -90,28 +57,28 @@ def send_run(root: Path, send: Send) -> str | None:
     starts = read_starts(run)
     lines = _lines(run.metrics)
     truth = truth_of(lines, _timing(run))
-    sent = _read_sent(run)
-    sent_step = max([sent.step, *(_last_step(start) for start in starts if not start.offline)])
+    sent = read_sent(run)
+    sent_step = max(sent.step, *(step for start in starts if not start.offline for step in start.steps()), -1)
     everything = {start.folder.name: len(start.records) for start in starts}
     if not has_news(
-        [start.records for start in starts], truth, sent=[_count(sent, s) for s in starts], sent_step=sent_step
+        [start.records for start in starts], truth, sent=[sent.count(start) for start in starts], sent_step=sent_step
     ):
         return None
     run_id = starts[0].run_id
     made = _fresh_folder(run, run_id)
     try:
-        lost = [line for line in lines if line["kind"] == "detail" and line["step"] > sent_step]
-        lost = [line for line in lost if not any(_has_step(start, line["step"]) for start in starts)]
+        known = set(range(sent_step + 1)).union(*(start.steps() for start in starts))
+        lost = [line for line in lines if line["kind"] == "detail" and line["step"] not in known]
         if lost:
             starts.insert(1, _tables_anew(run, run_id, lost, made / "tables"))
-        counts = [_count(sent, start) for start in starts]
+        counts = [sent.count(start) for start in starts]
         merged = merge([start.records for start in starts], truth, sent=counts, sent_step=sent_step)
         _gather_files(starts, run, merged, made)
         write_records(made / f"run-{run_id}.wandb", merged)
         last = max(truth.rows, default=-1)
-        _write_sent(run, Sent(last, everything, whole=False))
+        write_sent(run, Sent(last, everything, whole=False))
         send(made)
-        _write_sent(run, Sent(last, everything))
+        write_sent(run, Sent(last, everything))
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return run_id
@@ -230,40 +197,6 @@ def send_folder(folder: Path) -> None:
         )
 
 
-def read_starts(run: RunFolder) -> list[Start]:
-    """What the starts of a run logged, in order.
-
-    Raises:
-        RunError: there is nothing, a file is damaged, or the files are those of several runs.
-    """
-    folders = [path for path in (run.root / "wandb").glob("*run-*") if path.is_dir() and _START.fullmatch(path.name)]
-    starts = []
-    for folder in sorted(folders, key=lambda path: _match(path)[2]):
-        offline, _, run_id = _match(folder).groups()
-        file = folder / f"run-{run_id}.wandb"
-        records = list(read_records(file)) if file.exists() else []
-        if any(record.HasField("run") for record in records):  # or it was killed before it had begun
-            starts.append(Start(folder, run_id, offline is not None, records))
-    if not starts:
-        raise RunError(
-            f"{run.root / 'wandb'}: nothing was logged there; planet-dist sync --rebuild makes a W&B run of "
-            f"{run.metrics.name}"
-        )
-    ids = sorted({start.run_id for start in starts})
-    if len(ids) > 1:
-        raise RunError(
-            f"{run.root / 'wandb'}: holds several runs ({', '.join(ids)}); send one folder with wandb sync, or give "
-            "--rebuild"
-        )
-    return starts
-
-
-def _match(folder: Path) -> re.Match[str]:
-    found = _START.fullmatch(folder.name)
-    assert found is not None
-    return found
-
-
 def _timing(run: RunFolder) -> list[Line]:
     return _lines(run.timing) if run.timing.exists() else []
 
@@ -315,41 +248,3 @@ def _moved(path: str, run: RunFolder) -> Path:
         if found and (run.root / part / rest).exists():
             return (run.root / part / rest).resolve()
     raise RunError(f"{path}: an artifact's file is gone; planet-dist sync --rebuild sends all numbers without it")
-
-
-def _has_step(start: Start, step: int) -> bool:
-    return any(record.HasField("history") and record.history.step.num == step for record in start.records)
-
-
-def _last_step(start: Start) -> int:
-    return max((int(record.history.step.num) for record in start.records if record.HasField("history")), default=-1)
-
-
-def _count(sent: Sent, start: Start) -> int:
-    # what was logged online is there
-    return (sent.records or {}).get(start.folder.name, 0) if start.offline else len(start.records)
-
-
-def _sent_file(run: RunFolder) -> Path:
-    return run.root / "wandb" / "sent.json"
-
-
-def _read_sent(run: RunFolder) -> Sent:
-    path = _sent_file(run)
-    if not path.exists():
-        return Sent()
-    try:
-        sent = Sent(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); give --rebuild, which sends a fresh run") from error
-    if not sent.whole:
-        raise RunError(
-            f"{path}: an earlier sync was broken off, and W&B may hold a part of the run; planet-dist sync --rebuild "
-            f"sends all numbers as a fresh run. To send again all the same, delete the run at W&B and {path.name}"
-        )
-    return sent
-
-
-def _write_sent(run: RunFolder, sent: Sent) -> None:
-    text = json.dumps({"step": sent.step, "records": sent.records, "whole": sent.whole})
-    write_whole(_sent_file(run), f"{text}\n".encode())

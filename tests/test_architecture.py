@@ -21,7 +21,7 @@ LAYERS = [
     # Chips on their way to a network, and what its answers are measured by.
     {"chip_choice", "cuts", "data", "draws", "figures_chips", "label_noise", "losses", "models", "predictions"},
     {"runfolder", "stream", "tracking_dashboard", "tracking_merge", "tracking_tables"},
-    {"augment", "describe", "saliency", "thresholds", "tracking_log"},
+    {"augment", "describe", "saliency", "thresholds", "tracking_log", "tracking_starts"},
     {"tracking"},
     {"combination", "crossfit", "evaluate", "learner"},
     # What a run leaves behind.

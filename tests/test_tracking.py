@@ -271,6 +271,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_under_its_id(
 
 def test_a_sweeps_agent_chooses_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "sweeprun")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     accelerator: Any = Recorder()
     tracker = Tracker(accelerator, settings("offline"), RunFolder(tmp_path), name="run", run_id=None)
     assert tracker.run_id == accelerator.started[0]["id"] == "sweeprun"

@@ -21,7 +21,8 @@ from planet_dist.runfolder import RunFolder
 from planet_dist.tracking_dashboard import Dashboard
 from planet_dist.tracking_files import read_records
 from planet_dist.tracking_names import AXIS, definitions
-from planet_dist.tracking_sync import Start, read_starts, rebuild_run, send_folder, send_run
+from planet_dist.tracking_starts import Start, read_starts
+from planet_dist.tracking_sync import rebuild_run, send_folder, send_run
 from shards.reader import Dataset
 from tests.conftest import REPOSITORY
 from tests.wandb_server import Service, serving
