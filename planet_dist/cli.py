@@ -8,6 +8,8 @@
     planet-dist ensemble combine RUN RUN RUN --rule vote --out DIR
     planet-dist weights fetch resnet50
     planet-dist describe paper2-inception-v3
+    planet-dist sync RUN
+    planet-dist dashboard --entity TEAM --project PROJECT
     planet-dist submit train --nodes 4 --gpus-per-node 8 --recipe paper1-resnet50 --data DATASET --out RUN
 
 Commands import what they need inside, so that --help answers at once.
@@ -21,6 +23,7 @@ from typing import Any
 import click
 
 from planet_dist.submit_cli import submit
+from planet_dist.tracking_cli import dashboard, sync
 from shards.errors import PlanetError
 
 
@@ -363,6 +366,8 @@ def reproduce(
 
 
 main.add_command(submit)
+main.add_command(sync)
+main.add_command(dashboard)
 
 
 if __name__ == "__main__":

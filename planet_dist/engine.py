@@ -35,6 +35,7 @@ from planet_dist.checkpoint import (
 from planet_dist.config import Config
 from planet_dist.crossfit import Evaluation
 from planet_dist.data import Data
+from planet_dist.epoch_detail import epoch_detail
 from planet_dist.evaluate import Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.learner import Learner, NonFiniteError, StepResult
@@ -46,6 +47,7 @@ from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stopping import Wish, Wishes
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
 from planet_dist.tracking import Tracker, tracking_mode
+from planet_dist.tracking_names import results
 from shards.errors import TrainingError
 
 _LIBRARIES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "planet-dist")
@@ -159,6 +161,7 @@ class Trainer:
         """
         position = self.checkpoint.state.position if self.checkpoint else Position()
         split = self.data.split
+        self.tracker.describe(self.data)
         self.progress.note(
             f"{len(split.train_ids):,} chips train, {len(split.val_ids):,} validate; "
             f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "
@@ -176,7 +179,7 @@ class Trainer:
         self.run.hold()
         mark_best(self.run.checkpoints, weights.parent.name)  # a kill may have come between a save and its mark
         evaluation = conclude(self.config, self.data, self.run, logits, weights)
-        self.tracker.log({"val/cross_fitted_f2": evaluation.chosen_score.cross_fitted_f2}, self.total_steps)
+        self.tracker.conclude(results(evaluation.to_json()), self.run.bundle)
         return evaluation
 
     def _train_phase(self, number: int, position: Position) -> None:
@@ -277,8 +280,10 @@ class Trainer:
         epoch = {"phase": position.phase, "epoch": position.epoch - 1, "step": self.total_steps}
         if self.main:
             self.run.hold()
-            self.metrics.append({"kind": "epoch", **epoch, **validation.figures, "best": best})
-            self.tracker.log({f"val/{name}": value for name, value in validation.figures.items()}, self.total_steps)
+            vocabulary, keys_of = self.data.dataset.manifest.vocabulary, self.data.dataset.keys
+            detail = epoch_detail(logits.logits_NC, targets_NC, logits.ids_N, keys_of, vocabulary, speaks_C)
+            self._record({"kind": "epoch", **epoch, **validation.figures, "best": best})
+            self._record({"kind": "detail", **epoch, **detail})
             figures = "  ".join(f"{name} {value:.4f}" for name, value in validation.figures.items())
             mark = "  (best so far)" if best else ""
             self.progress.note(f"{self._place(position.phase, position.epoch - 1)}  validation: {figures}{mark}")
@@ -312,6 +317,7 @@ class Trainer:
         learner.share_buffers()
         if self.main:
             self.run.hold()
+            self.tracker.commit()
             scaler = self.accelerator.scaler
             state = State(
                 position=position,
@@ -347,11 +353,14 @@ class Trainer:
         if total_steps % self.config.runtime.log_every_steps == 0:
             self.run.hold()
             where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": total_steps}
-            self.metrics.append({"kind": "train", **where_in_run, **result.figures()})
-            rates = self.meter.read()
-            self.timing.append({"kind": "train", **where_in_run, **rates, "time": time.time()})
-            logged = {f"train/{name}": value for name, value in result.figures().items()}
-            self.tracker.log(logged | {f"time/{name}": value for name, value in rates.items()}, total_steps)
+            self._record({"kind": "train", **where_in_run, **result.figures()})
+            rates = {"kind": "train", **where_in_run, **self.meter.read(), "time": time.time()}
+            self.timing.append(rates)
+            self.tracker.time(rates)
+
+    def _record(self, line: dict[str, Any]) -> None:
+        self.metrics.append(line)
+        self.tracker.record(line)
 
     def _place(self, phase: int, epoch: int) -> str:
         phases = self.config.phases

@@ -9,6 +9,7 @@ Whatever stops it, the same command goes on: members with a bundle are kept, and
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def plan_members(
     """
     planned, first_ids = [], None
     for i, member in enumerate(ensemble.members):
-        words = [*ensemble.shared, *member.overrides, *overrides]
+        group = f"tracking.group={json.dumps(_group(out, overrides))}"  # JSON, for a folder may be named like a number
+        words = [group, *ensemble.shared, *member.overrides, *overrides]
         config = load_config(member.recipe, words)
         val_ids_N = open_data(config, data).split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):
@@ -141,6 +143,13 @@ def plan_members(
             )
         )
     return planned
+
+
+def _group(out: Path, overrides: Sequence[str]) -> str:
+    """The members' group at W&B: the ensemble's folder, and which of its folds where it is trained on several."""
+    folder = out.resolve()
+    of_a_fold = any(word.startswith("data.split=kfold:") for word in overrides)
+    return f"{folder.parent.name}-{folder.name}" if of_a_fold else folder.name
 
 
 def train_ensemble(

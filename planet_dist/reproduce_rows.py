@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def _plan(
     row: Row, datasets: Sequence[Dataset], scale: Scale, out: Path, overrides: Sequence[str], launch_file: Path
 ) -> PlannedRow:
     ensemble = load_ensemble_recipe(row.recipe) if row.ensemble else None
-    words = list(row.overrides)
+    words = [f"tracking.group={json.dumps(out.resolve().name)}", *row.overrides]
     recipe = row.recipe
     if ensemble is not None:
         recipe, words = ensemble.members[0].recipe, [*ensemble.shared, *ensemble.members[0].overrides]

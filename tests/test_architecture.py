@@ -17,14 +17,15 @@ LAYERS = [
     # What was asked for and what is known, each by itself.
     {"backbones", "checkpoint", "config", "ema", "figures_style", "interop", "launched", "launching"},
     {"liveness", "metrics"},
-    {"page", "papers", "plan", "progress", "split", "stopping"},
+    {"page", "papers", "plan", "progress", "split", "stopping", "tracking_files", "tracking_git", "tracking_names"},
     # Chips on their way to a network, and what its answers are measured by.
     {"chip_choice", "cuts", "data", "draws", "figures_chips", "label_noise", "losses", "models", "predictions"},
-    {"runfolder", "stream"},
-    {"augment", "describe", "saliency", "thresholds", "tracking"},
+    {"runfolder", "stream", "tracking_dashboard", "tracking_merge", "tracking_tables"},
+    {"augment", "describe", "saliency", "thresholds", "tracking_log", "tracking_starts"},
+    {"tracking"},
     {"combination", "crossfit", "evaluate", "learner"},
     # What a run leaves behind.
-    {"bundle_description", "figures_scores", "finished", "tables"},
+    {"bundle_description", "epoch_detail", "figures_scores", "finished", "tables", "tracking_sync"},
     {"bundle_card"},
     {"bundle_files"},
     {"bundle", "ensemble_scores", "figures", "judge"},
@@ -35,7 +36,7 @@ LAYERS = [
     {"engine", "ensemble", "ensemble_tables"},
     {"ensemble_train"},
     {"submit"},
-    {"submit_cli"},
+    {"submit_cli", "tracking_cli"},
     {"reproduce_rows"},
     {"reproduce_found"},
     {"reproduce_paper1", "reproduce_paper2"},

@@ -44,6 +44,8 @@ def test_without_tiff_chips_only_the_baseline_is_left_out(
     rows = planned("paper1", dataset, tmp_path, overrides=small)
     left_out = {name: one.reason for name, one in rows.items() if isinstance(one, LeftOut)}
     assert left_out == {"paper1-baseline": "needs TIFF chips; give --tiff DATASET"}
+    resnet = rows["paper1-resnet50"]
+    assert isinstance(resnet, PlannedRow) and resnet.config.tracking.group == tmp_path.name
     with_tiff = planned("paper1", dataset, tmp_path, overrides=small, tiff=tif_dataset.root)
     baseline = with_tiff["paper1-baseline"]
     assert isinstance(baseline, PlannedRow)

@@ -19,8 +19,11 @@ import pytest
 from planet_dist import tracking
 from planet_dist.config import Config, TrackingConfig, load_config
 from planet_dist.runfolder import RunFolder
-from planet_dist.tracking import Tracker, tracking_mode
+from planet_dist.tracking import Tracker, group_of, shown_config, tracking_mode
+from planet_dist.tracking_files import read_records
+from planet_dist.tracking_git import git_state
 from shards.errors import RunError
+from shards.reader import Dataset
 from tests.conftest import REPOSITORY
 
 
@@ -102,7 +105,11 @@ def test_off_and_other_ranks_write_nothing_and_ask_for_nothing(
 ) -> None:
     accelerator: Any = NoAccelerator(is_main_process=is_main_process)
     tracker = Tracker(accelerator, settings(wandb), RunFolder(tmp_path), name="run", run_id=None)
-    tracker.log({"train/loss": 1.0}, 1)
+    line = {"kind": "train", "phase": 0, "epoch": 0, "step": 1, "loss": 1.0}
+    tracker.describe(SimpleNamespace())  # type: ignore[arg-type]
+    tracker.record(line)
+    tracker.time(line)
+    tracker.conclude({}, tmp_path / "bundle")
     tracker.close()
     assert list(tmp_path.iterdir()) == []
     assert len(tracker.run_id) == 8
@@ -121,68 +128,53 @@ import sys
 from pathlib import Path
 from accelerate import Accelerator
 from planet_dist.config import load_config
+from planet_dist.data import open_data
 from planet_dist.runfolder import RunFolder
 from planet_dist.tracking import Tracker
 
 root = Path(sys.argv[1])
 accelerator = Accelerator(cpu=True, log_with="wandb", project_dir=str(root))
-config = load_config("small-resnet-32", ["tracking.project=chips", "tracking.group=folds"])
+config = load_config("small-resnet-32", ["tracking.project=chips", "tracking.group=folds", "data.split=tail:30"])
 tracker = Tracker(accelerator, config, RunFolder(root), name="small-resnet-32-run", run_id=None)
+tracker.describe(open_data(config, sys.argv[2]))
 for step in (10, 20):
-    tracker.log({"train/loss": 1 / step, "time/wait_share": 0.5}, step)
-tracker.log({"val/f2": 0.75}, 20)
+    place = {"phase": 0, "epoch": 0, "step": step}
+    tracker.record({"kind": "train", **place, "loss": 1 / step})
+    tracker.time({"kind": "train", **place, "wait_share": 0.5, "time": 1.0})
+tracker.record({"kind": "epoch", **place, "f2": 0.75, "best": True})
 tracker.close()
 print(tracker.run_id)
 """
 
 
-def track(run: Path, listener: socket.socket) -> str:
+def track(run: Path, dataset: Dataset, listener: socket.socket) -> str:
     """Tracks a short run in a process of its own, whose whole network is the listener; gives what it printed."""
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), url)
     done = subprocess.run(
-        [sys.executable, "-c", TRACKED, str(run)],
+        [sys.executable, "-c", TRACKED, str(run), str(dataset.root)],
         cwd=REPOSITORY,
         env={**os.environ, **proxies, "HOME": str(run.parent), "WANDB_BASE_URL": url},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB), after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, at, parts = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while at < len(data):
-        left = 32768 - at % 32768
-        if left < 7:  # too little for a header: zeros
-            at += left
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        parts += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # a record whole, or the last part of one
-            yield Record.FromString(parts)
-            parts = b""
-
-
 def test_an_offline_run_writes_its_numbers_under_one_id_and_asks_no_network(
-    listener: socket.socket, tmp_path: Path
+    listener: socket.socket, dataset: Dataset, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    printed = track(run, listener)
+    printed = track(run, dataset, listener)
     run_id = printed.strip()
     assert len(run_id) == 8 and printed.count("\n") == 1, "W&B's banners stay out of the way"
     (folder,) = (run / "wandb").glob("offline-run-*")
     assert folder.name.endswith(f"-{run_id}")
-    found = list(records(folder / f"run-{run_id}.wandb"))
+    found = list(read_records(folder / f"run-{run_id}.wandb"))
     started = [record.run for record in found if record.HasField("run")]
     assert {(r.run_id, r.project, r.run_group, r.display_name) for r in started} == {
         (run_id, "chips", "folds", "small-resnet-32-run")
@@ -193,9 +185,10 @@ def test_an_offline_run_writes_its_numbers_under_one_id_and_asks_no_network(
             items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
             logged.setdefault(int(items["_step"]), {}).update(items)
     named = {step: {k: v for k, v in items.items() if not k.startswith("_")} for step, items in logged.items()}
+    place = {"train/phase": 0, "train/epoch": 0}
     assert named == {
-        10: {"train/loss": 0.1, "time/wait_share": 0.5},
-        20: {"train/loss": 0.05, "time/wait_share": 0.5, "val/f2": 0.75},
+        10: {"train/step": 10, **place, "train/loss": 0.1, "time/wait_share": 0.5},
+        20: {"train/step": 20, **place, "train/loss": 0.05, "time/wait_share": 0.5, "val/f2": 0.75},
     }
     assert {path.name for path in run.iterdir()} == {"wandb"}
     with pytest.raises(BlockingIOError):
@@ -262,8 +255,59 @@ def test_a_server_that_answers_anything_is_logged_to(tmp_path: Path, monkeypatch
 def test_a_run_that_wandb_refuses_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wandb.errors import CommError
 
-    monkeypatch.setattr(tracking, "_server_answers", lambda: True)
+    monkeypatch.setattr(tracking, "server_answers", lambda: True)
     with pytest.raises(
         RunError, match=r"refuses to track this run: no such key; log in anew .*tracking\.wandb=offline"
     ):
         started(tmp_path, CommError("no such key"))
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_under_its_id(tmp_path: Path) -> None:
+    accelerator: Any = Recorder()
+    ids = [Tracker(accelerator, settings("offline"), RunFolder(tmp_path), name="run", run_id=None).run_id for _ in "12"]
+    assert ids[0] == ids[1]
+    assert {started["id"] for started in accelerator.started} == {ids[0]}
+
+
+def test_a_sweeps_agent_chooses_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "sweeprun")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    accelerator: Any = Recorder()
+    tracker = Tracker(accelerator, settings("offline"), RunFolder(tmp_path), name="run", run_id=None)
+    assert tracker.run_id == accelerator.started[0]["id"] == "sweeprun"
+
+
+def folds(split: str, *more: str) -> Config:
+    return load_config("small-resnet-32", [f"data.split={split}", *more])
+
+
+def test_the_folds_of_one_cross_validation_are_grouped_and_no_others() -> None:
+    group = group_of(folds("kfold:5/0"))
+    assert group is not None and group.startswith("small-resnet-5-folds-")
+    assert group_of(folds("kfold:5/4", "runtime.log_every_steps=1")) == group
+    assert group_of(folds("kfold:5/0", "seed=1")) != group
+    assert group_of(folds("kfold:4/0")) != group
+    assert group_of(folds("tail:30")) is None
+    assert group_of(folds("kfold:5/0", "tracking.group=mine")) == "mine"
+
+
+def test_every_value_of_a_phase_has_a_place_of_its_own_in_the_shown_configuration() -> None:
+    shown = shown_config(folds("tail:30", "phases.0.learning_rate=0.25"))
+    assert shown["phases"]["0"]["learning_rate"] == 0.25
+
+
+def test_git_says_which_commit_and_whether_files_differ_from_it(tmp_path: Path) -> None:
+    assert git_state(tmp_path) is None
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--quiet", "-m", "one")
+    assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "file").write_text("two")
+    assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
