@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 400, 232
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 36
+WIDTH, NARROW, HEIGHT = 440, 300, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 8, 36
 _MOST_POINTS = 240
 _DOTS_UP_TO = 40  # where more points stand, dots would hide the line
 _COLOURS = 6  # as many as page_style has classes for
 _WIDEST_LINEAR = 200  # the largest ratio of values that is drawn on a linear axis
-_LETTER = 6.6  # width of a letter, in the SVG's units
+_LETTER = 8.2  # width of a letter in the SVG's units, where a narrow page enlarges it
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class LineChart:
         x_name: below the axis.
         marks: places on the x axis at which something changes, drawn as dashed lines.
         from_zero: whether the y axis begins at 0 where it's linear.
+        logarithmic: whether the y axis may be logarithmic, and is where values differ widely.
+        narrow: for a third of the page instead of a half.
     """
 
     title: str
@@ -55,6 +57,8 @@ class LineChart:
     series: Sequence[Series]
     marks: Sequence[float] = field(default=())
     from_zero: bool = False
+    logarithmic: bool = False
+    narrow: bool = False
 
 
 def lines(chart: LineChart) -> str:
@@ -65,8 +69,9 @@ def lines(chart: LineChart) -> str:
         return ""
     xs, ys = [x for _, one in drawn for x in one.x], [y for _, one in drawn for y in one.y]
     # a start that exploded would flatten all that follows
-    logarithmic = min(ys) > 0 and max(ys) > _WIDEST_LINEAR * min(ys)
-    across = _Scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
+    logarithmic = chart.logarithmic and min(ys) > 0 and max(ys) > _WIDEST_LINEAR * min(ys)
+    width = NARROW if chart.narrow else WIDTH
+    across = _Scale(min(xs), max(xs), _LEFT, width - _RIGHT)
     low, high = min(ys), max(ys)
     if logarithmic:
         ticks = _decades(low, high)
@@ -80,16 +85,18 @@ def lines(chart: LineChart) -> str:
     def height(y: float) -> float:
         return up(math.log10(y) if logarithmic else y)
 
-    parts = [_grid_line(height(tick), _number(tick)) for tick in ticks]
+    parts = [_grid_line(height(tick), _number(tick), width) for tick in ticks]
     whole = all(float(x).is_integer() for x in xs)
     parts += [_x_tick(across(tick), _number(tick)) for tick in nice_ticks(min(xs), max(xs), whole=whole, most=6)]
     parts += [f'<path class="mark" d="M{across(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>' for x in chart.marks]
     parts += [_line(place, one, across, height) for place, one in drawn]
     parts.append(
-        f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(chart.x_name)}</text>'
+        f'<text x="{(_LEFT + width - _RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
+        f"{html.escape(chart.x_name)}</text>"
     )
     words = "; ".join(_in_words(one, chart.x_name) for _, one in drawn)
-    return _figure(chart.title, words, HEIGHT, parts, [(place, one.name) for place, one in drawn])
+    names = [(place, one.name) for place, one in drawn] if len(chart.series) > 1 else []  # one is named by the title
+    return _figure(chart.title, words, (width, HEIGHT), parts, names)
 
 
 def intervals(title: str, rows: Sequence[Interval]) -> str:
@@ -116,7 +123,7 @@ def intervals(title: str, rows: Sequence[Interval]) -> str:
             f"{html.escape(row.name)}: {row.value:.4f} ({row.low:.4f} to {row.high:.4f})</title></circle></g>"
         )
     words = "; ".join(f"{row.name} {row.value:.4f}, from {row.low:.4f} to {row.high:.4f}" for row in rows)
-    return _figure(title, words, height, parts, [])
+    return _figure(title, words, (WIDTH, height), parts, [])
 
 
 def shares(title: str, parts: Sequence[tuple[str, float]]) -> str:
@@ -192,8 +199,7 @@ def _thinned(series: Series) -> Series:
     return Series(series.name, x, y)
 
 
-def _line(place: int, series: Series, across: _Scale, height: object) -> str:
-    assert callable(height)
+def _line(place: int, series: Series, across: _Scale, height: Callable[[float], float]) -> str:
     points = [(across(x), height(y)) for x, y in zip(series.x, series.y, strict=True)]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     dots = ""
@@ -206,9 +212,9 @@ def _line(place: int, series: Series, across: _Scale, height: object) -> str:
     return f'<g class="s{place % _COLOURS}"><path class="line" d="M{path}"/>{dots}</g>'
 
 
-def _grid_line(y: float, name: str) -> str:
+def _grid_line(y: float, name: str, width: float) -> str:
     return (
-        f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
+        f'<path class="grid" d="M{_LEFT} {y:.1f}H{width - _RIGHT}"/>'
         f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{name}</text>'
     )
 
@@ -233,10 +239,12 @@ def _in_words(series: Series, x_name: str) -> str:
     )
 
 
-def _figure(title: str, words: str, height: float, parts: Sequence[str], names: Sequence[tuple[int, str]]) -> str:
+def _figure(
+    title: str, words: str, size: tuple[int, int], parts: Sequence[str], names: Sequence[tuple[int, str]]
+) -> str:
     shown = html.escape(title)
     return (
-        f'<figure><h3>{shown}</h3><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'<figure><h3>{shown}</h3><svg viewBox="0 0 {size[0]} {size[1]}" role="img" '
         f'aria-label="{shown}. {html.escape(words)}">{"".join(parts)}</svg>{_legend(names)}</figure>'
     )
 

@@ -12,9 +12,10 @@ from planet_dist.page_style import CSS, POLICY, SCRIPT
 from shards.errors import RunError
 from shards.schema import write_whole
 
+
 @dataclass(frozen=True)
 class Grid:
-    """A table: headings, and rows of as many cells.
+    """A table: headings (none are shown where all are empty), and rows of as many cells.
 
     Attributes:
         sortable: by pressing a heading, where scripts run.
@@ -86,17 +87,20 @@ def document(title: str, body: str) -> str:
 
 def table(grid: Grid) -> str:
     """A table as HTML that scrolls by itself where the page is too narrow for it."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in grid.headings)
+    head = "".join(_heading(grid, column, cell) for column, cell in enumerate(grid.headings))
+    head = f"<thead><tr>{head}</tr></thead>" if any(grid.headings) else ""
     rows = []
     for number, row in enumerate(grid.rows):
         cells = "".join(_cell(grid, column, cell) for column, cell in enumerate(row))
         rows.append(f"<tr class=chosen>{cells}</tr>" if number == grid.chosen else f"<tr>{cells}</tr>")
     kind = ' class="sortable"' if grid.sortable else ""
     # focusable, so that those without a mouse can scroll it too
-    return (
-        f'<div class="wide" tabindex="0"><table{kind}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return f'<div class="wide" tabindex="0"><table{kind}>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _heading(grid: Grid, column: int, cell: str) -> str:
+    kind = ' class="text"' if column in grid.prose else ""
+    return f'<th scope="col"{kind}>{html.escape(cell)}</th>'
 
 
 def _cell(grid: Grid, column: int, cell: str) -> str:

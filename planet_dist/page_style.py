@@ -33,12 +33,13 @@ html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
 body {
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", sans-serif;
   font-variant-numeric: tabular-nums; margin: 0 auto; max-width: 68rem; padding: 2rem 1.25rem 4rem;
-  color: var(--ink); background: var(--ground); overflow-wrap: anywhere;
+  color: var(--ink); background: var(--ground);
 }
 h1 { font-size: 1.75rem; line-height: 1.2; letter-spacing: -0.01em; margin: 0 0 0.4rem; text-wrap: balance; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 3rem 0 0.75rem; scroll-margin-top: 1rem; }
 h3 { font-size: 1rem; margin: 1.75rem 0 0.4rem; }
 p { margin: 0.5rem 0; max-width: 46rem; }
+h1, h2, h3, p, li, dd, td.text, figcaption { overflow-wrap: anywhere; }
 ul { padding-left: 1.2rem; }
 .soft { color: var(--soft); }
 .note { border-left: 3px solid var(--orange); padding: 0.3rem 0.9rem; background: var(--panel); }
@@ -48,15 +49,15 @@ nav a { text-decoration: none; padding: 0.2rem 0; }
 nav a:hover { text-decoration: underline; }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; border-radius: 3px; }
 
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: 0.75rem; margin: 1.5rem 0; }
+.facts { display: grid; grid-template-columns: repeat(6, 1fr); gap: 0.75rem; margin: 1.5rem 0; }
 .facts div { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.8rem 1rem; }
-.facts dt { font-size: 0.8rem; color: var(--soft); }
+.facts dt, .facts dd span { font-size: 0.8rem; line-height: 1.4; color: var(--soft); }
 .facts dd { margin: 0; }
-.facts dd b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600; letter-spacing: -0.01em; }
-.facts dd span { font-size: 0.8rem; color: var(--soft); }
+.facts dd b { display: block; font-size: 1.4rem; line-height: 1.35; font-weight: 600; letter-spacing: -0.01em; }
+.facts dd span { display: block; }
 
 .wide { overflow-x: auto; margin: 0.75rem 0; }
-.panel .wide, .wide.panel { margin: 0; }
+.panel .wide, .panel figure { margin: 0; }
 .panel {
   background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.9rem 1rem; margin: 0.75rem 0;
 }
@@ -70,7 +71,9 @@ th:first-child, td:first-child { text-align: left; padding-left: 0.25rem; }
 td.text { text-align: left; white-space: normal; }
 tr.chosen td { font-weight: 650; }
 tbody tr:hover td { background-color: var(--fill); }
-td.bar { background: linear-gradient(var(--wash), var(--wash)) no-repeat 0 50% / calc(var(--share) * 100%) 72%; }
+td.bar { min-width: 6.5rem; background: linear-gradient(var(--wash), var(--wash)) no-repeat 0.6rem 50% /
+  calc(var(--share) * (100% - 0.9rem)) 72%; }
+th.text { text-align: left; }
 th button {
   all: unset; cursor: pointer; padding: 0.15rem 0; border-bottom: 1px dotted var(--soft);
 }
@@ -83,11 +86,15 @@ figure { margin: 1.5rem 0; }
 figure img { max-width: 100%; height: auto; border-radius: 6px; background: #ffffff; }
 figcaption { font-size: 0.88rem; color: var(--soft); margin-top: 0.35rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); gap: 0.75rem; }
+.pictures { columns: 2 26rem; column-gap: 0.75rem; }
 .charts figure, .pictures figure {
-  margin: 0; background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.9rem 1rem;
+  margin: 0 0 0.75rem; break-inside: avoid; background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.9rem 1rem;
 }
-.charts h3, .pictures h3 { margin: 0 0 0.35rem; font-size: 0.95rem; }
-.pictures { display: grid; gap: 0.75rem; grid-template-columns: repeat(auto-fit, minmax(min(29rem, 100%), 1fr)); }
+.charts.three { grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); margin-top: 0.75rem; }
+.charts.one { grid-template-columns: minmax(0, 36rem); }
+.charts h3, .panel h3 { margin: 0 0 0.35rem; font-size: 0.95rem; }
+.charts figure { margin: 0; }
+.pictures img { display: block; margin: 0 auto; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; fill: var(--soft);
   font-variant-numeric: tabular-nums; }
@@ -117,8 +124,14 @@ svg .named.chosen { font-weight: 650; }
 .gallery p { margin: 0.15rem 0; }
 .gallery .name { font-weight: 600; }
 .missed { color: var(--red); } .added { color: var(--blue); }
+.keys { columns: 3 17rem; column-gap: 2rem; font-size: 0.84rem; line-height: 1.5; }
+.keys div { display: flex; justify-content: space-between; gap: 1rem; padding: 0.18rem 0; break-inside: avoid;
+  border-bottom: 1px solid var(--line); }
+.keys h3 { break-after: avoid; margin: 0 0 0.2rem; padding-top: 0.7rem; font-size: 0.84rem; }
+.keys dt { color: var(--soft); } .keys dd { margin: 0; text-align: right; }
 details { margin: 0.75rem 0; }
 summary { cursor: pointer; color: var(--blue); padding: 0.25rem 0; }
+@media (max-width: 62rem) { .facts { grid-template-columns: repeat(3, 1fr); } }
 @media (max-width: 36rem) {
   body { padding: 1.25rem 0.9rem 3rem; }
   h1 { font-size: 1.4rem; }
@@ -129,6 +142,8 @@ summary { cursor: pointer; color: var(--blue); padding: 0.25rem 0; }
   .gallery { grid-template-columns: 1fr 1fr; gap: 0.5rem; }
   .panel, .charts figure, .pictures figure { padding: 0.7rem; }
   th, td { padding: 0.34rem 0.5rem; }
+  svg text { font-size: 14.5px; }
+  .three svg text { font-size: 12px; }
 }
 @media print {
   @page { margin: 14mm; }
@@ -139,9 +154,13 @@ summary { cursor: pointer; color: var(--blue); padding: 0.25rem 0; }
   figure, tr, .facts div, .gallery li { break-inside: avoid; }
   .wide { overflow: visible; }
   .charts { grid-template-columns: 1fr 1fr; }
-  .pictures { grid-template-columns: 1fr; }
-  .pictures img { max-height: 200mm; width: auto; }
+  .charts.three { grid-template-columns: repeat(3, 1fr); }
+  .facts { grid-template-columns: repeat(6, 1fr); gap: 2mm; }
+  .facts div { padding: 2mm; }
+  .facts dd b { font-size: 1.1rem; }
   .gallery { grid-template-columns: repeat(4, 1fr); }
+  .pictures { columns: 2; }
+  .pictures img { max-height: 225mm; }
   th button { border-bottom: 0; }
   td.bar, .shares i, .legend li::before { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
@@ -169,9 +188,6 @@ for (const heading of document.querySelectorAll("table.sortable th")) {
     heading.setAttribute("aria-sort", up ? "ascending" : "descending");
     body.append(...rows);
   });
-}
-for (const fold of document.querySelectorAll("details")) {
-  addEventListener("beforeprint", () => { fold.open = true; });
 }
 """
 

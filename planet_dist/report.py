@@ -11,7 +11,7 @@ Suffixes: N chips, C labels.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from planet_dist.combination import others_right
 from planet_dist.config import LossConfig
 from planet_dist.crossfit import evaluate_rules
 from planet_dist.evaluate import Logits
-from planet_dist.figures import Nothing, RunFigures, certain_labels
+from planet_dist.figures import Nothing, RunFigures, caption, certain_labels
 from planet_dist.figures_chips import displayed
 from planet_dist.figures_style import png_bytes
 from planet_dist.finished import dataset_of, open_run
@@ -80,7 +80,7 @@ def write_epoch_report(run: RunFolder, dataset: Dataset, logits: Logits, targets
     labels = dataset.manifest.labels
     found = evaluate_rules(p_NC, targets_NC, labels, ids_N=logits.ids_N, seed=logs.config.seed, rules=EPOCH_RULES)
     decided_NC = decide(p_NC, np.array(found.chosen.values))
-    _write(run, dataset, found.to_json(), Decided(logits.ids_N, decided_NC, targets_NC.astype(bool)), {}, {})
+    _write(run, dataset, found.to_json(), Decided(logits.ids_N, decided_NC, targets_NC.astype(bool)), [], {})
 
 
 def write_final_report(run: RunFolder, dataset: Dataset) -> Path:
@@ -128,12 +128,14 @@ def _write(
     dataset: Dataset,
     scores: Record,
     decided: Decided,
-    drawn: dict[str, bytes],
+    drawn: Sequence[tuple[str, bytes]],
     left_out: dict[str, str],
 ) -> None:
     logs = read_logs(run.root)
     speaks = scores.get("specialist_of")
-    note = f"A specialist of {', '.join(speaks)}: the figures take all other labels as answered rightly." if speaks else ""
+    note = (
+        f"A specialist of {', '.join(speaks)}: the figures take all other labels as answered rightly." if speaks else ""
+    )
     manifest = dataset.manifest
     training = manifest.labelled if not logs.config.data.limit else min(logs.config.data.limit, manifest.labelled)
     validating = len(decided.ids_N)
@@ -186,11 +188,11 @@ def _worst(dataset: Dataset, decided: Decided) -> list[Chip]:
     return chips
 
 
-def _papers_figures(figures: RunFigures) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Figures as WebP by name, and reasons of those left out by name."""
+def _papers_figures(figures: RunFigures) -> tuple[list[tuple[str, bytes]], dict[str, str]]:
+    """Figures as WebP with their captions, and reasons of those left out by name."""
     manifest = figures.dataset.manifest
     certain = certain_labels(manifest.vocabulary, manifest.label_counts, [])
-    drawn: dict[str, bytes] = {}
+    drawn: list[tuple[str, bytes]] = []
     left_out: dict[str, str] = {}
     room = MOST_BYTES * 3 // 5  # base64 adds a third; the rest is for the other parts
     for name, make in figures.makers(certain).items():
@@ -207,7 +209,7 @@ def _papers_figures(figures: RunFigures) -> tuple[dict[str, bytes], dict[str, st
             left_out[name] = f"the page would be larger than {MOST_BYTES >> 20} MiB; planet-dist figures draws it"
             continue
         room -= len(data)
-        drawn[name] = data
+        drawn.append((caption(name), data))
     return drawn, left_out
 
 

@@ -106,7 +106,9 @@ def summary(logs: RunLogs, scores: Record, chips: tuple[int, int]) -> str:
         rows.append(("Speed", f"{rate:,.0f}/s", f"images, median{words}"))
         processes = logs.start.get("processes")
         on = f"{processes} process(es), " if processes else ""
-        rows.append(("Time", clock(seconds), f"{on}{logs.start.get('precision', '')}".rstrip(", ") or "in logged steps"))
+        rows.append(
+            ("Time", clock(seconds), f"{on}{logs.start.get('precision', '')}".rstrip(", ") or "in logged steps")
+        )
     return facts(rows)
 
 
@@ -125,23 +127,25 @@ def curves(logs: RunLogs) -> str:
         Series("training", numbers, epoch_means(logs, "loss")),
         Series("validation", numbers, _column(logs.epochs, "loss")),
     ]
-    steps = [float(record["step"]) for record in logs.steps]
     timed = [float(record.get("step", number)) for number, record in enumerate(logs.timings)]
-    charts = [
+    rates = Series("images/s", timed, _column(logs.timings, "images_per_second"))
+    large = [
         LineChart("F2 on the validation chips", "epoch", f2, marks),
-        LineChart("Loss", "epoch", losses, marks),
-        LineChart("Learning rate", "step", [Series("rate", steps, _column(logs.steps, "learning_rate"))]),
-        LineChart("Gradient norm", "step", [Series("norm", steps, _column(logs.steps, "grad_norm"))]),
-        LineChart(
-            "Images a second",
-            "step",
-            [Series("images/s", timed, _column(logs.timings, "images_per_second"))],
-            from_zero=True,
-        ),
+        LineChart("Loss", "epoch", losses, marks, logarithmic=True),
     ]
-    drawn = "".join(lines(chart) for chart in charts)
+    small = [
+        LineChart("Learning rate", "step", [_of_steps(logs, "learning_rate")], from_zero=True, narrow=True),
+        LineChart("Gradient norm", "step", [_of_steps(logs, "grad_norm")], logarithmic=True, narrow=True),
+        LineChart("Images a second", "step", [rates], from_zero=True, narrow=True),
+    ]
+    drawn = f'<div class="charts">{"".join(map(lines, large))}</div>'
+    drawn += f'<div class="charts three">{"".join(map(lines, small))}</div>'
     note = "Dashed lines stand where another phase begins." if marks else ""
-    return f'<div class="charts">{drawn}</div>{paragraph(note, "soft") if note else ""}{_epoch_table(logs)}'
+    return f"{drawn}{paragraph(note, 'soft') if note else ''}{_epoch_table(logs)}"
+
+
+def _of_steps(logs: RunLogs, name: str) -> Series:
+    return Series(name, [float(record["step"]) for record in logs.steps], _column(logs.steps, name))
 
 
 def epoch_means(logs: RunLogs, name: str) -> list[float]:
@@ -211,7 +215,7 @@ def rules(scores: Record) -> str:
     )
     chart = intervals("Cross-fitted F2 with 95% intervals", shown)
     grid = table(Grid(headings, rows, chosen=chosen))
-    return f'{paragraph(words)}<div class="charts">{chart}</div><div class="panel">{grid}</div>'
+    return f'{paragraph(words)}<div class="charts one">{chart}</div><div class="panel">{grid}</div>'
 
 
 def gallery(chips: Sequence[Chip]) -> str:
@@ -221,7 +225,7 @@ def gallery(chips: Sequence[Chip]) -> str:
     tiles = []
     for chip in chips:
         name = html.escape(chip.name)
-        image = f'<img alt="chip {name}" src="{_address(chip.image)}" loading="lazy">'
+        image = f'<img alt="chip {name}" src="{_address(chip.image)}">'
         words = [f'<p class="name">{name} <span class="soft">F2 {chip.f2:.2f}</span></p>']
         groups = (("missed", chip.missed, "missed"), ("added", chip.added, "added"), ("right", chip.right, "soft"))
         words += [
@@ -235,9 +239,9 @@ def gallery(chips: Sequence[Chip]) -> str:
     return f'{paragraph(words_above)}<ul class="gallery">{"".join(tiles)}</ul>'
 
 
-def pictures(drawn: Mapping[str, bytes], left_out: Mapping[str, str]) -> str:
-    """The papers' figures (WebP files' bytes by name), and why others aren't there."""
-    shown = "".join(figure(_address(data), name.replace("-", " ")) for name, data in drawn.items())
+def pictures(drawn: Sequence[tuple[str, bytes]], left_out: Mapping[str, str]) -> str:
+    """The papers' figures (captions with WebP files' bytes), and why others aren't there."""
+    shown = "".join(figure(_address(data), caption) for caption, data in drawn)
     missing = "".join(f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in left_out.items())
     fold = f"<details><summary>Left out</summary><ul>{missing}</ul></details>" if missing else ""
     return f'<div class="pictures">{shown}</div>{fold}' if shown else fold
@@ -266,10 +270,16 @@ def speed(logs: RunLogs) -> str:
 
 def configuration(logs: RunLogs) -> str:
     """The resolved configuration, key by key."""
-    rows = [[key, str(value)] for key, value in _flat(logs.config.model_dump(mode="json"))]
-    grid = table(Grid(["key", "value"], rows, prose=[1]))
-    words = f"{logs.config.description} These {len(rows)} keys give the run again; RUN/config.toml has them as a recipe."
-    return f"{paragraph(words)}<details><summary>All keys</summary>{grid}</details>"
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    for key, value in _flat(logs.config.model_dump(mode="json", exclude={"description"})):
+        group, _, rest = key.rpartition(".")
+        groups.setdefault(group, []).append((rest, value))
+    parts = []
+    for group, rows in groups.items():
+        parts.append(f"<h3>{html.escape(group or 'run')}</h3>")
+        parts += [f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd></div>" for key, value in rows]
+    words = f"{logs.config.description}. RUN/config.toml has all of this as a recipe that gives the run again."
+    return f'{paragraph(words)}<div class="panel"><dl class="keys">{"".join(parts)}</dl></div>'
 
 
 def environment(logs: RunLogs, dataset_rows: Sequence[tuple[str, str]]) -> str:
@@ -291,7 +301,7 @@ def environment(logs: RunLogs, dataset_rows: Sequence[tuple[str, str]]) -> str:
         *dataset_rows,
     ]
     rows = [[name, str(value)] for name, value in known if value is not None]
-    return f'<div class="panel">{table(Grid(["", "value"], rows, prose=[1]))}</div>'
+    return f'<div class="panel">{table(Grid(["", ""], rows, prose=[1]))}</div>'
 
 
 def clock(seconds: float) -> str:
