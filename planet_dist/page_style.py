@@ -88,9 +88,10 @@ figcaption { font-size: 0.88rem; color: var(--soft); margin-top: 0.35rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); gap: 0.75rem; }
 .pictures { columns: 2 26rem; column-gap: 0.75rem; }
 .charts figure, .pictures figure {
-  margin: 0 0 0.75rem; break-inside: avoid; background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.9rem 1rem;
+  margin: 0 0 0.75rem; break-inside: avoid; background: var(--panel); border: 1px solid var(--line);
+  border-radius: 10px; padding: 0.9rem 1rem;
 }
-.charts.three { grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); margin-top: 0.75rem; }
+.charts.three { margin-top: 0.75rem; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); }
 .charts.one { grid-template-columns: minmax(0, 36rem); }
 .charts h3, .panel h3 { margin: 0 0 0.35rem; font-size: 0.95rem; }
 .charts figure { margin: 0; }
@@ -142,6 +143,7 @@ summary { cursor: pointer; color: var(--blue); padding: 0.25rem 0; }
   .gallery { grid-template-columns: 1fr 1fr; gap: 0.5rem; }
   .panel, .charts figure, .pictures figure { padding: 0.7rem; }
   th, td { padding: 0.34rem 0.5rem; }
+  td.bar { min-width: 4.8rem; }
   svg text { font-size: 14.5px; }
   .three svg text { font-size: 12px; }
 }

@@ -120,7 +120,8 @@ def warn_of_failure(write: Callable[[], object], warn: Callable[[str], None]) ->
 
 
 def _judged(p_NC: Floats, true_NC: Bools, loss: LossConfig, dataset: Dataset) -> Floats:
-    return others_right(p_NC, true_NC, weighted_labels(loss, dataset.manifest.labels))
+    judged_NC: Floats = others_right(p_NC, true_NC, weighted_labels(loss, dataset.manifest.labels))
+    return judged_NC
 
 
 def _write(

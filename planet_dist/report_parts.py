@@ -173,11 +173,11 @@ def _epoch_table(logs: RunLogs) -> str:
 
 def labels(scores: Record) -> str:
     """Every label's scores, to be sorted."""
-    headings = ["label", "threshold", "F2", "precision", "recall", "chips"]
+    headings = ["label", "F2", "precision", "recall", "threshold", "chips"]
     rows = [
         [
             one["label"],
-            *(f"{one[name]:.3f}" for name in ("threshold", "f2", "precision", "recall")),
+            *(f"{one[name]:.3f}" for name in ("f2", "precision", "recall", "threshold")),
             f"{one['support']:,}",
         ]
         for one in scores["labels"]
@@ -186,7 +186,7 @@ def labels(scores: Record) -> str:
         f"Each chip is decided by {scores['chosen']} fitted without the chip's own fold ({scores['folds']} folds, "
         f"{scores['rows']:,} chips). Chips: those that bear the label. Press a heading to sort."
     )
-    grid = table(Grid(headings, rows, sortable=True, bars=[2, 3, 4]))
+    grid = table(Grid(headings, rows, sortable=True, bars=[1, 2, 3]))
     return f'{paragraph(words)}<div class="panel">{grid}</div>'
 
 

@@ -14,6 +14,7 @@ RUN/report.html      planet_dist.report
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tomllib
@@ -160,7 +161,8 @@ class RunFolder:
     def write_failed(self, error: str) -> None:
         """Leaves word of the error that ends this start, unless a newer one has taken the folder over."""
         if self._number and self._newest_start() == self._number:
-            write_whole(self.failed, (json.dumps({"error": error}) + "\n").encode())
+            with contextlib.suppress(OSError):  # it may be the full disk that ends the run
+                write_whole(self.failed, (json.dumps({"error": error}) + "\n").encode())
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:

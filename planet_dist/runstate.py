@@ -67,7 +67,7 @@ def is_alive(process: dict[str, Any], proc: Path = _PROC) -> bool | None:
         return False if here["machine"] else None
     if process["namespace"] != here["namespace"]:
         return None
-    return _ticks(proc, int(process["pid"])) == process["ticks"]
+    return _ticks(proc, int(process["pid"])) == int(process["ticks"])
 
 
 def state_of(folder: RunFolder) -> RunState:

@@ -15,20 +15,21 @@ from tests.conftest import REPOSITORY
 # From what knows least to what knows most; a module imports only from the groups before its own, and shards.
 LAYERS = [
     # What was asked for and what is known, each by itself.
-    {"backbones", "checkpoint", "config", "ema", "figures_style", "interop", "launched", "launching"},
-    {"liveness", "metrics"},
-    {"page", "papers", "plan", "progress", "split", "stopping"},
+    {"backbones", "charts", "checkpoint", "config", "ema", "figures_style", "interop", "launched", "launching"},
+    {"liveness", "metrics", "page_style", "papers", "plan", "progress", "split", "stopping"},
     # Chips on their way to a network, and what its answers are measured by.
-    {"chip_choice", "cuts", "data", "draws", "figures_chips", "label_noise", "losses", "models", "predictions"},
+    {"chip_choice", "cuts", "data", "draws", "figures_chips", "label_noise", "losses", "models", "page", "predictions"},
     {"runfolder", "stream"},
+    {"runlogs", "runstate"},
+    {"provenance", "report_parts"},
     {"augment", "describe", "saliency", "thresholds", "tracking"},
     {"combination", "crossfit", "evaluate", "learner"},
     # What a run leaves behind.
-    {"bundle_description", "figures_scores", "finished", "tables"},
+    {"bundle_description", "figures_scores", "finished", "runs", "tables"},
     {"bundle_card"},
     {"bundle_files"},
-    {"bundle", "ensemble_scores", "figures", "judge"},
-    {"onnx_network", "predict_files", "predict_inputs"},
+    {"bundle", "compare", "ending", "ensemble_scores", "figures", "judge"},
+    {"onnx_network", "predict_files", "predict_inputs", "report"},
     {"onnx_export", "predict_parts"},
     {"predict"},
     # Whole runs, then several of them.
