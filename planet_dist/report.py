@@ -23,21 +23,20 @@ from PIL import Image
 from planet_dist import report_parts
 from planet_dist.chip_choice import worst_mistakes
 from planet_dist.combination import others_right
-from planet_dist.config import LossConfig
 from planet_dist.crossfit import evaluate_rules
 from planet_dist.evaluate import Logits
 from planet_dist.figures import Nothing, RunFigures, caption, certain_labels
 from planet_dist.figures_chips import displayed
 from planet_dist.figures_style import png_bytes
 from planet_dist.finished import dataset_of, open_run
-from planet_dist.judge import weighted_labels
-from planet_dist.metrics import Bools, Floats, probabilities, sample_f2
+from planet_dist.judge import own_scores, weighted_labels
+from planet_dist.metrics import Bools, probabilities, sample_f2
 from planet_dist.page import document
 from planet_dist.report_parts import Chip
 from planet_dist.runfolder import RunFolder
 from planet_dist.runlogs import Record, read_logs
 from planet_dist.thresholds import RULES, decide
-from shards.errors import RunError
+from shards.errors import PlanetError
 from shards.reader import Dataset
 from shards.schema import write_whole
 
@@ -76,11 +75,13 @@ def write_epoch_report(run: RunFolder, dataset: Dataset, logits: Logits, targets
         PlanetError, OSError: it cannot be written; the page before it stays.
     """
     logs = read_logs(run.root)
-    p_NC = _judged(probabilities(logits.logits_NC), targets_NC.astype(bool), logs.config.loss, dataset)
     labels = dataset.manifest.labels
+    speaks_C = weighted_labels(logs.config.loss, labels)
+    p_NC = others_right(probabilities(logits.logits_NC), targets_NC.astype(bool), speaks_C)
     found = evaluate_rules(p_NC, targets_NC, labels, ids_N=logits.ids_N, seed=logs.config.seed, rules=EPOCH_RULES)
     decided_NC = decide(p_NC, np.array(found.chosen.values))
-    _write(run, dataset, found.to_json(), Decided(logits.ids_N, decided_NC, targets_NC.astype(bool)), [], {})
+    decided = Decided(logits.ids_N, decided_NC, targets_NC.astype(bool))
+    _write(run, dataset, own_scores(found, speaks_C), decided, [], {})
 
 
 def write_final_report(run: RunFolder, dataset: Dataset) -> Path:
@@ -98,7 +99,8 @@ def write_final_report(run: RunFolder, dataset: Dataset) -> Path:
     finished = open_run(run.root)
     dataset_of(finished, dataset)
     found = finished.predictions
-    p_NC = _judged(found.probabilities_NC, found.targets_NC, finished.config.loss, dataset)
+    speaks_C = weighted_labels(finished.config.loss, dataset.manifest.labels)
+    p_NC = others_right(found.probabilities_NC, found.targets_NC, speaks_C)
     decided = Decided(found.ids_N.astype(np.int64), finished.thresholds.decide(p_NC), found.targets_NC)
     drawn, left_out = _papers_figures(RunFigures(finished, dataset))
     _write(run, dataset, finished.scores, decided, drawn, left_out)
@@ -115,13 +117,8 @@ def warn_of_failure(write: Callable[[], object], warn: Callable[[str], None]) ->
     try:
         write()
     except Exception as error:  # whatever it is, a view of a run is not worth the run
-        kind = "" if isinstance(error, RunError | OSError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, PlanetError | OSError) else f"{type(error).__name__}: "
         warn(f"report.html is not written anew, training goes on: {kind}{error}")
-
-
-def _judged(p_NC: Floats, true_NC: Bools, loss: LossConfig, dataset: Dataset) -> Floats:
-    judged_NC: Floats = others_right(p_NC, true_NC, weighted_labels(loss, dataset.manifest.labels))
-    return judged_NC
 
 
 def _write(
@@ -205,6 +202,9 @@ def _papers_figures(figures: RunFigures) -> tuple[list[tuple[str, bytes]], dict[
                 data = _webp(picture.convert("RGB"), _FIGURE_QUALITY)
         except Nothing as reason:
             left_out[name] = str(reason)
+            continue
+        except Exception as error:  # one figure that cannot be drawn costs no other
+            left_out[name] = f"could not be drawn ({type(error).__name__}: {error})"
             continue
         if len(data) > room:
             left_out[name] = f"the page would be larger than {MOST_BYTES >> 20} MiB; planet-dist figures draws it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -74,7 +75,7 @@ def _row(folder: Path, root: Path) -> Row:
         logs = read_logs(folder)
         state = state_of(paths)
     except PlanetError as error:
-        return Row(name, "", 0, 0, None, None, _changed(paths), "damaged", str(error))
+        return Row(name, "", 0, 0, None, None, _started(paths), "damaged", str(error))
     best = logs.best_epoch()
     # a start that goes on with a finished run changes nothing of what it came to
     f2 = logs.scores["f2"] if logs.scores is not None else (best or {}).get("f2")
@@ -85,7 +86,7 @@ def _row(folder: Path, root: Path) -> Row:
         logs.total_epochs,
         f2,
         logs.images_per_second(),
-        float(logs.start.get("time", _changed(paths))),
+        _started(paths),
         state.word,
         state.why,
     )
@@ -95,9 +96,11 @@ def _recipe(logs: RunLogs) -> str:
     return str(logs.start.get("recipe", logs.config.model.name))
 
 
-def _changed(paths: RunFolder) -> float:
-    times = [path.stat().st_mtime for path in (paths.start, paths.config) if path.exists()]
-    return max(times, default=0.0)
+def _started(paths: RunFolder) -> float:
+    try:
+        return float(json.loads(paths.start.read_text())["time"])
+    except (OSError, ValueError, KeyError, TypeError):  # an older version's, or damaged
+        return max((path.stat().st_mtime for path in (paths.start, paths.config) if path.exists()), default=0.0)
 
 
 def print_runs(rows: Sequence[Row], console: Console | None = None) -> None:

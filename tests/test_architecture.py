@@ -51,6 +51,7 @@ TESTED_ELSEWHERE = {
     "planet_dist.__init__": "test_interop",
     "planet_dist.backbones": "test_models",
     "planet_dist.cli": "test_planet_cli",
+    "planet_dist.ending": "test_progress",
     "planet_dist.engine": "test_train",
     "planet_dist.finished": "test_figures",
     "planet_dist.papers": "test_reproduce",
