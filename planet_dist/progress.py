@@ -215,13 +215,14 @@ class Progress:
 
     def _draw(self, where: str, share: float, line: str) -> None:
         assert self._live is not None
+        place, rest = Text(where, style="bold"), Text(f"  {line}")
+        if self._console.width < _LEAST_COLUMNS_WITH_BAR:
+            self._live.update(Text("", no_wrap=True, overflow="ellipsis").append(place).append(rest), refresh=True)
+            return
         grid = Table.grid(padding=(0, 2, 0, 0))
-        cells: list[Any] = [Text(where, no_wrap=True, style="bold"), Text(line, no_wrap=True, overflow="ellipsis")]
-        if self._console.width >= _LEAST_COLUMNS_WITH_BAR:
-            cells.insert(1, ProgressBar(total=1.0, completed=share, width=_BAR_COLUMNS))
-        for place in range(len(cells)):
-            grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1 if place == len(cells) - 1 else None)
-        grid.add_row(*cells)
+        for _ in range(3):
+            grid.add_column(no_wrap=True, overflow="ellipsis")
+        grid.add_row(place, ProgressBar(total=1.0, completed=share, width=_BAR_COLUMNS), Text(line))
         self._live.update(grid, refresh=True)
 
 
