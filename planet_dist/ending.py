@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 
 from planet_dist.crossfit import Evaluation
 from planet_dist.progress import Mode, print_event
 from planet_dist.runfolder import RunFolder
 from planet_dist.tables import print_evaluation
+from shards.location import redact
 
 
 def show_finished(mode: Mode, evaluation: Evaluation, run: RunFolder) -> None:
@@ -32,7 +36,21 @@ def show_stopped(mode: Mode, line: str, total_steps: int) -> None:
         click.echo(line)
 
 
-def show_failed(mode: Mode, error: str) -> None:
-    """The error that ends a run, for the program that reads stdout; a person finds it on stderr."""
-    if mode == "json":
-        print_event("failed", error=error)
+@contextmanager
+def failure_told(run: RunFolder, mode: Mode, data_location: str, *, shown: bool) -> Iterator[None]:
+    """Leaves word of an error that ends a run, without credentials, and lets it pass.
+
+    It's told in RUN/failed.json, and in the JSON mode on stdout; a person finds it on stderr.
+
+    Args:
+        shown: on rank 0.
+    """
+    try:
+        yield
+    except Exception as error:
+        if shown:
+            told = redact(str(error) or repr(error), data_location)
+            run.write_failed(told)
+            if mode == "json":
+                print_event("failed", error=told)
+        raise

@@ -11,7 +11,7 @@ Suffixes: N chips, C labels.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from planet_dist.metrics import Bools, probabilities, sample_f2
 from planet_dist.page import document
 from planet_dist.report_parts import Chip
 from planet_dist.runfolder import RunFolder
-from planet_dist.runlogs import Record, read_logs
+from planet_dist.runlogs import Record, RunLogs, read_logs
 from planet_dist.thresholds import RULES, decide
 from shards.errors import PlanetError
 from shards.reader import Dataset
@@ -81,7 +81,7 @@ def write_epoch_report(run: RunFolder, dataset: Dataset, logits: Logits, targets
     found = evaluate_rules(p_NC, targets_NC, labels, ids_N=logits.ids_N, seed=logs.config.seed, rules=EPOCH_RULES)
     decided_NC = decide(p_NC, np.array(found.chosen.values))
     decided = Decided(logits.ids_N, decided_NC, targets_NC.astype(bool))
-    _write(run, dataset, own_scores(found, speaks_C), decided, [], {})
+    _write(run, logs, dataset, own_scores(found, speaks_C), decided)
 
 
 def write_final_report(run: RunFolder, dataset: Dataset) -> Path:
@@ -103,7 +103,7 @@ def write_final_report(run: RunFolder, dataset: Dataset) -> Path:
     p_NC = others_right(found.probabilities_NC, found.targets_NC, speaks_C)
     decided = Decided(found.ids_N.astype(np.int64), finished.thresholds.decide(p_NC), found.targets_NC)
     drawn, left_out = _papers_figures(RunFigures(finished, dataset))
-    _write(run, dataset, finished.scores, decided, drawn, left_out)
+    _write(run, read_logs(run.root), dataset, finished.scores, decided, (drawn, left_out))
     return run.report
 
 
@@ -123,13 +123,13 @@ def warn_of_failure(write: Callable[[], object], warn: Callable[[str], None]) ->
 
 def _write(
     run: RunFolder,
+    logs: RunLogs,
     dataset: Dataset,
     scores: Record,
     decided: Decided,
-    drawn: Sequence[tuple[str, bytes]],
-    left_out: dict[str, str],
+    papers: tuple[list[tuple[str, bytes]], dict[str, str]] | None = None,
 ) -> None:
-    logs = read_logs(run.root)
+    """Writes the page; `papers` are _papers_figures() of a finished run."""
     speaks = scores.get("specialist_of")
     note = (
         f"A specialist of {', '.join(speaks)}: the figures take all other labels as answered rightly." if speaks else ""
@@ -147,14 +147,14 @@ def _write(
         "labels": ("Labels", report_parts.labels(scores)),
         "rules": ("Decision rules", report_parts.rules(scores)),
         "mistakes": ("Mistakes", report_parts.gallery(_worst(dataset, decided))),
-        "figures": ("The papers' figures", report_parts.pictures(drawn, left_out)),
+        "figures": ("The papers' figures", report_parts.pictures(*papers) if papers else ""),
         "time": ("Where the time went", report_parts.speed(logs)),
         "configuration": ("Configuration", report_parts.configuration(logs)),
         "environment": ("Environment", report_parts.environment(logs, data_rows)),
     }
     filled = {name: (title, body) for name, (title, body) in bodies.items() if body}
     body = [
-        report_parts.heading(logs, finished=logs.scores is not None and bool(drawn or left_out)),
+        report_parts.heading(logs, finished=papers is not None),
         report_parts.contents({name: title for name, (title, _) in filled.items()}),
         report_parts.summary(logs, scores, (training - validating, validating)),
         report_parts.paragraph(note, "note") if note else "",

@@ -128,10 +128,11 @@ def read_scores(folder: RunFolder) -> Record | None:
     path = folder.evaluation / "metrics.json"
     try:
         scores = json.loads(path.read_text())
-        rules, labels, chosen, f2 = (scores[key] for key in ("rules", "labels", "chosen", "f2"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read ({error!r}); restore it or train again") from error
-    assert rules is not None and labels is not None and chosen is not None and f2 is not None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); restore it or train again") from error
+    missing = [key for key in ("rules", "labels", "chosen", "f2") if not isinstance(scores, dict) or key not in scores]
+    if missing:
+        raise RunError(f"{path}: lacks {', '.join(missing)}; restore it or train again")
     return dict(scores)

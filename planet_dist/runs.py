@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planet_dist.runfolder import RunFolder
-from planet_dist.runlogs import RunLogs, read_logs
+from planet_dist.runlogs import read_logs
 from planet_dist.runstate import state_of
 from shards.errors import PlanetError, RunError
 
@@ -56,12 +56,14 @@ def list_runs(root: Path) -> list[Row]:
     """
     if not root.is_dir():
         raise RunError(f"{root}: no such folder; give one that runs lie below")
-    rows = [_row(folder, root) for folder in _run_folders(root)]
+    closed: list[OSError] = []
+    rows = [_row(folder, root) for folder in _run_folders(root, closed.append)]
+    rows += [_damaged(str(Path(str(error.filename)).relative_to(root)), 0.0, error) for error in closed]
     return sorted(rows, key=lambda row: (-row.started, row.run))
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(root):
+def _run_folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]:
+    for place, folders, files in os.walk(root, onerror=unreadable):
         # start.json is written before anything else; older runs had their configuration first
         if "start.json" in files or ("config.toml" in files and {"metrics.jsonl", "timing.jsonl"} & set(files)):
             folders.clear()
@@ -74,26 +76,26 @@ def _row(folder: Path, root: Path) -> Row:
     try:
         logs = read_logs(folder)
         state = state_of(paths)
-    except PlanetError as error:
-        return Row(name, "", 0, 0, None, None, _started(paths), "damaged", str(error))
-    best = logs.best_epoch()
-    # a start that goes on with a finished run changes nothing of what it came to
-    f2 = logs.scores["f2"] if logs.scores is not None else (best or {}).get("f2")
-    return Row(
-        name,
-        _recipe(logs),
-        len(logs.epochs),
-        logs.total_epochs,
-        f2,
-        logs.images_per_second(),
-        _started(paths),
-        state.word,
-        state.why,
-    )
+        best = logs.best_epoch()
+        f2 = logs.scores["f2"] if logs.scores is not None else (best or {}).get("f2")
+        return Row(
+            name,
+            str(logs.start.get("recipe", logs.config.model.name)),
+            len(logs.epochs),
+            logs.total_epochs,
+            None if f2 is None else float(f2),
+            logs.images_per_second(),
+            _started(paths),
+            state.word,
+            state.why,
+        )
+    # values of other kinds than a run writes, too: whatever one folder holds, the others are listed
+    except (PlanetError, OSError, ValueError, TypeError, AttributeError) as error:
+        return _damaged(name, _started(paths), error)
 
 
-def _recipe(logs: RunLogs) -> str:
-    return str(logs.start.get("recipe", logs.config.model.name))
+def _damaged(name: str, started: float, error: Exception) -> Row:
+    return Row(name, "", 0, 0, None, None, started, "damaged", str(error))
 
 
 def _started(paths: RunFolder) -> float:

@@ -79,7 +79,7 @@ def state_of(folder: RunFolder) -> RunState:
     process = _read(folder.start).get("process", {})
     try:
         alive = is_alive(process) if process else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder.start}: does not say which process it is of ({error!r}); remove the file") from error
     if alive:
         return RunState("running")

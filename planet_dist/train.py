@@ -78,7 +78,7 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, recipe:
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     from planet_dist.data import open_data
-    from planet_dist.ending import show_finished, show_stopped
+    from planet_dist.ending import failure_told, show_finished, show_stopped
     from planet_dist.engine import Stopped, Trainer, run_identity
     from planet_dist.launched import check_launch, end_with_launcher, find_launch
     from planet_dist.liveness import Watch

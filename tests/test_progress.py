@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from rich.console import Console
 
 from planet_dist import progress
 from planet_dist.crossfit import evaluate_rules
-from planet_dist.ending import show_failed, show_finished, show_stopped
+from planet_dist.ending import failure_told, show_finished, show_stopped
 from planet_dist.progress import Meter, Mode, Progress, Stretch
 from planet_dist.runfolder import RunFolder
+from shards.errors import TrainingError
 from shards.progress import ProgressLine
 
 
@@ -204,8 +206,8 @@ def test_a_real_terminal_ends_with_whole_lines_one_below_the_other(columns: int)
     text = "".join(screen)
     assert text.count("validation: f2 0.9000") == 2 and text.count("warning: a page could not be written") == 1
     # live lines were drawn, cut to the terminal's width, and none is left over
-    assert "step 7/8" in written and "validating 600 chips" in written
-    assert "step 7/8" not in text and "validating" not in text
+    assert re.search(r"step \d/8", written) and "validating 600 chips" in written
+    assert not re.search(r"step \d/8", text) and "validating" not in text
     assert ("\u2501" in written) == (columns == 160)  # the bar
 
 
@@ -282,18 +284,19 @@ def test_the_end_is_told_in_the_way_that_was_asked_for(tmp_path: Path, capsys: p
     run = RunFolder(tmp_path)
     show_finished("quiet", evaluation, run)
     show_stopped("quiet", "stopped by SIGTERM", 3)
-    show_failed("auto", "told on stderr")
     assert capsys.readouterr().out == ""
     show_finished("auto", evaluation, run)
     text = capsys.readouterr().out
     assert "Decision rules" in text and f"{run.report}  all of this on a page" in text
     show_finished("json", evaluation, run)
     show_stopped("json", "stopped by SIGTERM", 3)
-    show_failed("json", "the loss is not finite")
+    with pytest.raises(TrainingError), failure_told(run, "json", "https://a:secret1@host/chips", shown=True):
+        raise TrainingError("https://a:secret1@host/chips: no such host")
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["finished", "stopped", "failed"]
     assert events[0]["f2"] == evaluation.chosen_score.cross_fitted_f2
     assert events[1]["step"] == 3
+    assert events[2]["error"] == "https://***@host/chips: no such host"
 
 
 @pytest.mark.parametrize(

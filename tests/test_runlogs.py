@@ -78,7 +78,7 @@ def test_what_is_no_run_or_no_whole_one_is_an_error(run: RunFolder, tmp_path: Pa
         read_logs(tmp_path)
     run.evaluation.mkdir()
     (run.evaluation / "metrics.json").write_text("{}")
-    with pytest.raises(RunError, match=r"metrics\.json: cannot be read"):
+    with pytest.raises(RunError, match=r"metrics\.json: lacks rules, labels, chosen, f2"):
         read_logs(run.root)
     run.config.write_text("seed = [")
     with pytest.raises(RunError, match="a file of the run cannot be read"):

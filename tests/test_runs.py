@@ -92,6 +92,30 @@ def test_a_run_itself_can_be_asked_for_and_an_empty_folder_has_none(root: Path) 
         list_runs(root / "gone")
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("start.json", "[1]"),
+        ("start.json", '{"start": 1, "process": 7}'),
+        ("config.toml", "seed = ["),
+        ("metrics.jsonl", '{"kind": "epoch", "best": true, "f2": "high"}\n'),
+        ("timing.jsonl", '{"kind": "train", "images_per_second": "fast"}\n'),
+        ("evaluation/metrics.json", "[]"),
+        ("evaluation/metrics.json", "\x00"),
+    ],
+)
+def test_no_damage_keeps_the_other_runs_from_the_list(root: Path, file: str, text: str) -> None:
+    begun(root / "struck", 90.0, 0.5, ticks=1)
+    path = root / "struck" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    rows = {row.run: row for row in list_runs(root)}
+    assert rows["struck"].state == "damaged" and rows["struck"].why
+    assert len(rows) == 8 and rows["running"].state == "running"
+    done = CliRunner().invoke(main, ["runs", str(root)])
+    assert done.exit_code == 0 and "damaged" in done.output
+
+
 def test_what_a_run_holds_is_not_searched_for_other_runs(root: Path) -> None:
     begun(root / "running" / "wandb" / "inner", 80.0)
     assert not any("inner" in row.run for row in list_runs(root))

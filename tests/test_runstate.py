@@ -13,6 +13,7 @@ import pytest
 
 from planet_dist import runstate
 from planet_dist.config import load_config
+from planet_dist.ending import failure_told
 from planet_dist.runfolder import RunFolder
 from planet_dist.runstate import is_alive, state_of, this_process
 from shards.errors import RunError
@@ -111,6 +112,15 @@ def test_a_start_that_is_not_whole_is_an_error_that_names_the_file(run: RunFolde
     run.start.write_text("[1]")
     with pytest.raises(RunError, match=r"start\.json: holds no JSON object"):
         state_of(run)
+
+
+def test_an_error_is_left_as_the_word_of_the_run_by_rank_0_alone(run: RunFolder) -> None:
+    begin(run, ticks=1)
+    for shown in (False, True):
+        assert not run.failed.exists()
+        with pytest.raises(RuntimeError), failure_told(run, "quiet", "", shown=shown):
+            raise RuntimeError("out of memory")
+    assert str(state_of(run)) == "failed: out of memory"
 
 
 def test_an_older_start_leaves_no_word_once_a_newer_one_has_begun(run: RunFolder) -> None:
