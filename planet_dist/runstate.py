@@ -88,7 +88,8 @@ def state_of(folder: RunFolder) -> RunState:
         return RunState("failed", str(_read(folder.failed).get("error", "")).splitlines()[0][:200])
     if folder.stopped.exists():
         word = _read(folder.stopped)
-        return RunState("stopped", f"{word.get('reason', '?')} after step {word.get('step', '?')}")
+        step = word.get("step")
+        return RunState("stopped", str(word.get("reason", "")) + ("" if step is None else f" after step {step}"))
     if (folder.bundle / "bundle.json").is_file():
         return RunState("finished")
     if alive is None:

@@ -107,12 +107,12 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, recipe:
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
     if accelerator.is_main_process:
         run.create(config, describe_start(recipe, data_location, accelerator))
-    accelerat    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     run.join()
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
     terminal, evaluation = config.tracking.terminal, None
     watched = Watch(rank, num_ranks, config.runtime.timeout_minutes * 60, run.write_stopped)
-    with watched as watch:
+    with failure_told(run, terminal, data_location, shown=accelerator.is_main_process), watched as watch:
         accelerator.wait_for_everyone()
         run_id = checkpoint.state.tracker_id if checkpoint else None
         tracker = Tracker(accelerator, config, run, name=f"{recipe}-{out.name}", run_id=run_id)
@@ -131,5 +131,5 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, recipe:
         show_finished(terminal, evaluation, run)
 
 
-= "__main__":
+if __name__ == "__main__":
     main()
