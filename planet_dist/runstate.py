@@ -19,6 +19,7 @@ from shards.errors import RunError
 
 Word = Literal["running", "finished", "stopped", "failed", "killed", "unknown"]
 _PROC = Path("/proc")
+_LINE_LETTERS = 200
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,25 @@ def state_of(folder: RunFolder) -> RunState:
     if alive:
         return RunState("running")
     # What a start leaves last stands above what an earlier one left; a new start removes both files.
-    if folder.failed.exists():
-        return RunState("failed", str(_read(folder.failed).get("error", "")).splitlines()[0][:200])
-    if folder.stopped.exists():
-        word = _read(folder.stopped)
-        step = word.get("step")
-        return RunState("stopped", str(word.get("reason", "")) + ("" if step is None else f" after step {step}"))
+    stopped, failed = _read(folder.stopped), _read(folder.failed)
+    if stopped and stopped.get("step") is None:  # nobody asked: a rank died or hangs, and another one says which
+        return RunState("failed", _line(stopped.get("reason")))
+    if failed:
+        return RunState("failed", _line(failed.get("error")))
+    if stopped:
+        return RunState("stopped", f"{_line(stopped.get('reason'))} after step {stopped['step']}")
     if (folder.bundle / "bundle.json").is_file():
         return RunState("finished")
     if alive is None:
         where = f"started on {process['host']}, not seen from here" if process else "its start left no word"
         return RunState("unknown", where)
     return RunState("killed", "ended without a word")
+
+
+def _line(text: object) -> str:
+    """The beginning of what a file says, for a row of a table."""
+    first, _, more = str(text).partition("\n")
+    return first[:_LINE_LETTERS] + ("..." if more or len(first) > _LINE_LETTERS else "")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -85,7 +85,11 @@ def test_what_a_run_said_last_is_its_state(run: RunFolder) -> None:
     begin(run, ticks=1)
     assert state_of(run).word == "killed"  # the next start took the word away
     run.write_failed("the loss is not finite\nand more")
-    assert str(state_of(run)) == "failed: the loss is not finite"
+    assert str(state_of(run)) == "failed: the loss is not finite..."
+    begin(run, ticks=1)
+    run.write_failed("connection reset by peer")
+    run.write_stopped("rank 1 (process 7 on a) has died")  # what another rank found out says more
+    assert str(state_of(run)) == "failed: rank 1 (process 7 on a) has died"
     begin(run, ticks=1)
     run.bundle.mkdir()
     (run.bundle / "bundle.json").write_text("{}")
