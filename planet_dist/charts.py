@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, NARROW, HEIGHT = 440, 300, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 8, 36
+_RIGHT, _TOP, _BOTTOM = 16, 8, 36
 _MOST_POINTS = 240
 _DOTS_UP_TO = 40  # where more points stand, dots would hide the line
 _COLOURS = 6  # as many as page_style has classes for
@@ -71,7 +71,6 @@ def lines(chart: LineChart) -> str:
     # a start that exploded would flatten all that follows
     logarithmic = chart.logarithmic and min(ys) > 0 and max(ys) > _WIDEST_LINEAR * min(ys)
     width = NARROW if chart.narrow else WIDTH
-    across = _Scale(min(xs), max(xs), _LEFT, width - _RIGHT)
     low, high = min(ys), max(ys)
     if logarithmic:
         ticks = _decades(low, high)
@@ -81,17 +80,19 @@ def lines(chart: LineChart) -> str:
         ticks = nice_ticks(low, high)
         low, high = min(low, ticks[0]), max(high, ticks[-1])
     up = _Scale(low, high, HEIGHT - _BOTTOM, _TOP)
+    left = 8 + _LETTER * max(len(_number(tick)) for tick in ticks)
+    across = _Scale(min(xs), max(xs), left, width - _RIGHT)
 
     def height(y: float) -> float:
         return up(math.log10(y) if logarithmic else y)
 
-    parts = [_grid_line(height(tick), _number(tick), width) for tick in ticks]
+    parts = [_grid_line(height(tick), _number(tick), left, width - _RIGHT) for tick in ticks]
     whole = all(float(x).is_integer() for x in xs)
     parts += [_x_tick(across(tick), _number(tick)) for tick in nice_ticks(min(xs), max(xs), whole=whole, most=6)]
     parts += [f'<path class="mark" d="M{across(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>' for x in chart.marks]
     parts += [_line(place, one, across, height) for place, one in drawn]
     parts.append(
-        f'<text x="{(_LEFT + width - _RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
+        f'<text x="{(left + width - _RIGHT) / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">'
         f"{html.escape(chart.x_name)}</text>"
     )
     words = "; ".join(_in_words(one, chart.x_name) for _, one in drawn)
@@ -166,6 +167,7 @@ def nice_ticks(low: float, high: float, *, whole: bool = False, most: int = 5) -
 
 
 def _decades(low: float, high: float) -> list[float]:
+    # there is at least one: values that differ so widely have a power of ten between them
     return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
 
 
@@ -212,10 +214,10 @@ def _line(place: int, series: Series, across: _Scale, height: Callable[[float], 
     return f'<g class="s{place % _COLOURS}"><path class="line" d="M{path}"/>{dots}</g>'
 
 
-def _grid_line(y: float, name: str, width: float) -> str:
+def _grid_line(y: float, name: str, left: float, right: float) -> str:
     return (
-        f'<path class="grid" d="M{_LEFT} {y:.1f}H{width - _RIGHT}"/>'
-        f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{name}</text>'
+        f'<path class="grid" d="M{left:.1f} {y:.1f}H{right}"/>'
+        f'<text x="{left - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{name}</text>'
     )
 
 

@@ -53,7 +53,7 @@ nav a:hover { text-decoration: underline; }
 .facts div { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.8rem 1rem; }
 .facts dt, .facts dd span { font-size: 0.8rem; line-height: 1.4; color: var(--soft); }
 .facts dd { margin: 0; }
-.facts dd b { display: block; font-size: 1.4rem; line-height: 1.35; font-weight: 600; letter-spacing: -0.01em; }
+.facts dd b { display: block; font-size: 1.3rem; line-height: 1.4; font-weight: 600; letter-spacing: -0.01em; }
 .facts dd span { display: block; }
 
 .wide { overflow-x: auto; margin: 0.75rem 0; }

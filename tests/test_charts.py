@@ -49,6 +49,14 @@ def test_a_line_runs_through_its_points_in_order_and_larger_is_higher() -> None:
     assert (y1 - y2) == pytest.approx(3 * (y1 - y0), abs=0.2)
 
 
+def test_the_names_of_ticks_have_room_whatever_their_length() -> None:
+    for top in (0.0025, 12345.0, 1.0):
+        html = lines(LineChart("t", "x", [Series("a", [1, 2], [0, top])]))
+        ends = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)<', html)
+        assert len(ends) >= 4
+        assert all(float(x) >= 7 * len(name) for x, name in ends)
+
+
 def test_what_is_not_finite_is_left_out_and_the_colours_stay_with_their_series() -> None:
     nan = float("nan")
     html = lines(
