@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench reproduce soak soak-damage soak-slurm lock clean
+.PHONY: help demo test lint bench reproduce soak soak-damage soak-slurm screenshots lock clean
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -61,6 +61,9 @@ soak: $(READY) ## a hundred kills of training at random moments: every run ends 
 
 soak-damage: $(READY) ## a thousand random damages to small datasets: none silent, hanging or taking memory unbounded
 	python tests/soak_damage.py --count 1000
+
+screenshots: $(READY) ## the pictures in docs/images, from made chips (chromium; some ten minutes)
+	python -m tests.screenshots
 
 lock: ## pins the newest versions of everything into requirements.lock
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \

@@ -6,6 +6,9 @@
     planet-dist thresholds --predictions RUN/evaluation/predictions.npz --out thresholds.json
     planet-dist ensemble train --recipe paper1-ensemble --data DATASET --out DIR
     planet-dist ensemble combine RUN RUN RUN --rule vote --out DIR
+    planet-dist runs DIR
+    planet-dist compare RUN RUN
+    planet-dist report RUN --data DATASET
     planet-dist weights fetch resnet50
     planet-dist describe paper2-inception-v3
     planet-dist sync RUN
@@ -22,6 +25,8 @@ from typing import Any
 
 import click
 
+from planet_dist.ensemble_cli import ensemble
+from planet_dist.runs_cli import compare, figures, report, runs
 from planet_dist.submit_cli import submit
 from planet_dist.tracking_cli import dashboard, sync
 from shards.errors import PlanetError
@@ -176,114 +181,6 @@ def export(bundle: Path, onnx: Path) -> None:
     )
 
 
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("run2", required=False, type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="The dataset of the run: its folder, or the URL of one.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the PNG files.")
-@click.option("--certain", multiple=True, metavar="LABEL", help="Show the surest chips of this label; repeatable.")
-def figures(run: Path, run2: Path | None, data: str, out: Path, certain: tuple[str, ...]) -> None:
-    """Draw the papers' figures from a finished RUN; RUN2, a baseline, stands beside it."""
-    from planet_dist.figures import RunFigures, certain_labels, check_pair, draw_all
-    from planet_dist.finished import dataset_of, open_run
-    from planet_dist.label_noise import write_suspicions
-    from shards.reader import Dataset
-
-    dataset, first = Dataset(data), open_run(run)
-    dataset_of(first, dataset)
-    second = None if run2 is None else open_run(run2)
-    if second is not None:
-        check_pair(first, second)
-    made = RunFigures(first, dataset, second)
-    drawn = draw_all(made, out, certain_labels(dataset.manifest.vocabulary, dataset.manifest.label_counts, certain))
-    write_suspicions(out / "label-noise.csv", made.suspicions(), dataset)
-    for path in drawn.files.values():
-        click.echo(path)
-    click.echo(out / "label-noise.csv")
-    for name, reason in drawn.left_out.items():
-        click.echo(f"left out: {name}: {reason}", err=True)
-
-
-@main.group(cls=_Group)
-def ensemble() -> None:
-    """Combine finished runs into one model, or train all members at once."""
-
-
-@ensemble.command("combine")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...", type=click.Path(path_type=Path))
-@click.option("--rule", required=True, type=click.Choice(["vote", "mean", "any-rare"]), help="How the members decide.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for evaluation/ and bundle/.")
-@click.option("--rare", multiple=True, metavar="LABEL", help="A label that any-rare calls rare; repeatable.")
-@click.option(
-    "--rare-share",
-    default=0.01,
-    show_default=True,
-    help="Without --rare: labels borne by less than this share of the training chips are rare.",
-)
-@click.option("--seed", default=0, show_default=True, help="For the folds and the bootstrap.")
-def ensemble_combine(
-    runs: tuple[Path, ...], rule: str, out: Path, rare: tuple[str, ...], rare_share: float, seed: int
-) -> None:
-    """Evaluate finished runs together, and write one bundle of them.
-
-    vote: a label stands where at least half of the members say so, each by its own thresholds. mean: where the mean
-    of their probabilities exceeds thresholds fitted on it. any-rare: as mean, but for rare labels any member's word
-    suffices.
-
-    A member has no part in what is said about labels that it was not trained on: give a run
-    loss.label_weights of 0 for all labels but one, and it is a specialist of that one.
-    """
-    from typing import cast
-
-    from planet_dist.combination import CombinationRule
-    from planet_dist.ensemble import combine_runs
-    from planet_dist.ensemble_tables import print_ensemble
-    from planet_dist.runfolder import RunFolder
-
-    folder = RunFolder(out)
-    if folder.bundle.exists() or folder.config.exists():
-        raise PlanetError(f"{out}: holds a bundle or a run already; give another --out")
-    print_ensemble(combine_runs(runs, cast(CombinationRule, rule), out, rare=rare, rare_share=rare_share, seed=seed))
-    click.echo(f"\nbundle: {folder.bundle}\npredict: planet-dist predict {folder.bundle} --images DIR --out FILE.csv")
-
-
-@ensemble.command("train")
-@click.option("--recipe", required=True, help="An ensemble's name, for instance paper1-ensemble, or a TOML file.")
-@click.option("--data", required=True, help="A dataset of planet-shard build: its folder, or the URL of one.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The ensemble's folder.")
-@click.option(
-    "--launch-config",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A file for accelerate launch; by default launch/one_gpu.yaml where there is a GPU, or launch/cpu.yaml.",
-)
-@click.option("--dry-run", is_flag=True, help="Print the members' commands, one a line, and train nothing.")
-@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-def ensemble_train(
-    recipe: str, data: str, out: Path, launch_config: Path | None, dry_run: bool, overrides: tuple[str, ...]
-) -> None:
-    """Train all members of an ensemble in turn, and combine them.
-
-    The same command goes on where it was stopped: finished members are kept. Overrides apply to every member.
-    """
-    import shlex
-
-    from planet_dist.ensemble_tables import print_ensemble
-    from planet_dist.ensemble_train import load_ensemble_recipe, plan_members, train_ensemble
-    from planet_dist.launching import default_launch_file
-    from planet_dist.runfolder import RunFolder
-    from shards.location import redact
-
-    plan = load_ensemble_recipe(recipe)
-    members = plan_members(plan, data, out, overrides, launch_config or default_launch_file())
-    if dry_run:
-        for member in members:
-            click.echo(redact(shlex.join(member.command), data))
-        return
-    print_ensemble(train_ensemble(plan, members, out, note=lambda line: click.echo(f"== {line}")))
-    bundle = RunFolder(out).bundle
-    click.echo(f"\nbundle: {bundle}\npredict: planet-dist predict {bundle} --images DIR --out FILE.csv")
-
-
 @main.group(cls=_Group)
 def weights() -> None:
     """Pretrained weights of torchvision's networks."""
@@ -365,9 +262,8 @@ def reproduce(
         raise click.ClickException("\n".join(f"{one.row.name}: {one.reason}" for one in made.failed))
 
 
-main.add_command(submit)
-main.add_command(sync)
-main.add_command(dashboard)
+for command in (compare, dashboard, ensemble, figures, report, runs, submit, sync):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

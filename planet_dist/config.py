@@ -198,16 +198,19 @@ class RuntimeConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """Weights & Biases.
+    """How a run is watched: Weights & Biases, and the terminal.
 
     Attributes:
         wandb: "auto" is online when logged in and offline otherwise; or "online", "offline", "off".
         project, group: where the run stands there.
+        terminal: "auto" shows a live line on a terminal and plain lines elsewhere; "quiet" nothing but errors; "json"
+            one JSON object a line on stdout (planet_dist.progress).
     """
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     project: str = "planet-dist"
     group: str = ""
+    terminal: Literal["auto", "quiet", "json"] = "auto"
 
 
 class Config(_Section):

@@ -42,15 +42,15 @@ from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.liveness import Watch
 from planet_dist.losses import build_loss
 from planet_dist.models import build_model, count_parameters
-from planet_dist.progress import Meter, Progress
+from planet_dist.progress import Meter, Progress, Stretch
+from planet_dist.provenance import LIBRARIES
+from planet_dist.report import warn_of_failure, write_epoch_report, write_final_report
 from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stopping import Wish, Wishes
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
 from planet_dist.tracking import Tracker, tracking_mode
 from planet_dist.tracking_names import results
 from shards.errors import TrainingError
-
-_LIBRARIES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "planet-dist")
 
 
 def run_identity(config: Config, data: Data, accelerator: Accelerator) -> dict[str, Any]:
@@ -148,7 +148,9 @@ class Trainer:
         if self.main:
             self.metrics = JsonLines(run.metrics, state.metrics_bytes if state else 0)
             self.timing = JsonLines(run.timing)
-        self.progress = Progress(shown=self.main, total_steps=self._steps_before(len(config.phases)))
+        pairs = zip(config.phases, self.plans, strict=True)
+        stretches = [Stretch(phase.epochs, plan.steps_per_epoch) for phase, plan in pairs]
+        self.progress = Progress(shown=self.main, phases=stretches, mode=config.tracking.terminal)
         self.meter = Meter(since=time.perf_counter())
         self.taken: deque[_Taken] = deque()
         self.val_decoded = self._decoded(config.evaluate.batch_size)
@@ -180,6 +182,7 @@ class Trainer:
         mark_best(self.run.checkpoints, weights.parent.name)  # a kill may have come between a save and its mark
         evaluation = conclude(self.config, self.data, self.run, logits, weights)
         self.tracker.conclude(results(evaluation.to_json()), self.run.bundle)
+        warn_of_failure(lambda: write_final_report(self.run, self.data.dataset), self.progress.warn)
         return evaluation
 
     def _train_phase(self, number: int, position: Position) -> None:
@@ -197,9 +200,11 @@ class Trainer:
         )
         self._restore(learner, position)
         trainable, frozen = count_parameters(self.model)
-        self.progress.note(
-            f"{self._place(number, position.epoch)}: {phase.trains} of {self.config.model.name} trains, "
-            f"{trainable:,} weights, {frozen:,} frozen; {plan.steps_per_epoch} steps of {phase.batch_size}"
+        self.progress.phase(
+            number,
+            position.epoch,
+            f"{phase.trains} of {self.config.model.name} trains, "
+            f"{trainable:,} weights, {frozen:,} frozen; {plan.steps_per_epoch} steps of {phase.batch_size}",
         )
         earlier = sum(earlier.epochs for earlier in self.config.phases[:number])
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -240,6 +245,7 @@ class Trainer:
             if wish.stop:
                 raise Stopped(self.wishes.reason, self.total_steps)
         learner.close()
+        self.progress.end_phase()
 
     def _read_results(self, learner: Learner, unread: int) -> Wish:
         """Logs what steps came to, and says what any rank wished in them."""
@@ -270,6 +276,7 @@ class Trainer:
 
     def _end_epoch(self, learner: Learner, position: Position) -> None:
         """Validates and saves; `position` is the next epoch's beginning."""
+        self.progress.doing(position.epoch - 1, f"validating {len(self.data.split.val_ids):,} chips")
         logits = self._infer(learner.evaluated_model(), turns=1)
         targets_NC = self.data.targets_NC[logits.ids_N]
         speaks_C = weighted_labels(self.config.loss, self.data.labels)
@@ -284,10 +291,14 @@ class Trainer:
             detail = epoch_detail(logits.logits_NC, targets_NC, logits.ids_N, keys_of, vocabulary, speaks_C)
             self._record({"kind": "epoch", **epoch, **validation.figures, "best": best})
             self._record({"kind": "detail", **epoch, **detail})
-            figures = "  ".join(f"{name} {value:.4f}" for name, value in validation.figures.items())
-            mark = "  (best so far)" if best else ""
-            self.progress.note(f"{self._place(position.phase, position.epoch - 1)}  validation: {figures}{mark}")
+            self.progress.epoch(position.epoch - 1, validation.figures, best=best)
         self._save(learner, position)
+        if self.main:
+            # After the save: a page can cost no step.
+            self.run.hold()
+            warn_of_failure(
+                lambda: write_epoch_report(self.run, self.data.dataset, logits, targets_NC), self.progress.warn
+            )
 
     def _infer(self, model: nn.Module, turns: int) -> Logits:
         with self.accelerator.autocast():
@@ -327,7 +338,7 @@ class Trainer:
                 scaler=scaler.state_dict() if scaler is not None else None,
                 run=run_identity(self.config, self.data, self.accelerator),
                 tracker_id=self.tracker.run_id,
-                versions={name: version(name) for name in _LIBRARIES},
+                versions={name: version(name) for name in LIBRARIES},
             )
             folder = save_checkpoint(
                 self.run.checkpoints,
@@ -348,8 +359,7 @@ class Trainer:
             return
         place, total_steps = taken.place, taken.total_steps
         self.meter.add(taken.images, taken.waited)
-        where = f"{self._place(place.phase, place.epoch)} step {place.step}/{self.plans[place.phase].steps_per_epoch}"
-        self.progress.step(where, total_steps, result.loss, taken.images, taken.waited)
+        self.progress.step(place.epoch, place.step, result.loss, taken.images, taken.waited)
         if total_steps % self.config.runtime.log_every_steps == 0:
             self.run.hold()
             where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": total_steps}
@@ -361,15 +371,6 @@ class Trainer:
     def _record(self, line: dict[str, Any]) -> None:
         self.metrics.append(line)
         self.tracker.record(line)
-
-    def _place(self, phase: int, epoch: int) -> str:
-        phases = self.config.phases
-        before = f"phase {phase + 1}/{len(phases)} " if len(phases) > 1 else ""
-        return f"{before}epoch {epoch + 1}/{phases[phase].epochs}"
-
-    def _steps_before(self, number: int) -> int:
-        pairs = zip(self.config.phases[:number], self.plans, strict=False)
-        return sum(phase.epochs * plan.steps_per_epoch for phase, plan in pairs)
 
     def _decoded(self, largest_batch: int) -> DecodedBatches:
         return DecodedBatches(

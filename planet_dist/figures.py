@@ -47,6 +47,22 @@ ILLEGAL = "artisinal_mine"  # first paper, Figure 7
 CONFUSED = ("water", "road")  # second paper, section 6
 _EXAMPLES, _MISTAKES, _CERTAIN, _NOISY, _MAPPED, _DRAWS = 4, 12, 8, 8, 4, 5
 
+_CAPTIONS = {
+    "f2-contour": "F2 over precision and recall (first paper, Figure 4).",
+    "labelled-examples": "Chips with their labels (first paper, Figure 1).",
+    "augmentation": "Chips before and after augmentation (first paper, Figure 5).",
+    "losses": "Training and validation loss by epoch.",
+    "labels-by-rule": "Each label under three kinds of thresholds (first paper, Figure 6).",
+    "labels-beside-other": "Each label, baseline and best model (first paper, Figure 6 and section 5).",
+    "certain-": "The chips of which the model is surest (first paper, Figure 7).",
+    "cooccurrence": "Co-occurrence of labels: in the data, and predicted (second paper, Figures 1 and 6).",
+    "mistakes": "Validation chips decided worst; orange is missed, blue is added.",
+    "mistakes-exclusive": "Chips given labels that exclude each other (second paper, Figure 5).",
+    "noise-": "Labels that look wrong (second paper, section 4.2).",
+    "activation-maps": "Where the network sees a river and where a road, in chips in which it confuses them "
+    "(second paper, section 6).",
+}
+
 
 @dataclass
 class Drawn:
@@ -59,6 +75,16 @@ class Drawn:
 
     files: dict[str, Path] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+
+def caption(name: str) -> str:
+    """What a figure shows, and where the papers have it.
+
+    Args:
+        name: of RunFigures.makers().
+    """
+    start = max((start for start in _CAPTIONS if name.startswith(start)), key=len)
+    return _CAPTIONS[start]
 
 
 class Nothing(Exception):

@@ -25,6 +25,7 @@ from planet_dist.models import Network, build_model
 from planet_dist.plan import evaluation_batches
 from planet_dist.predictions import Predictions, read_predictions
 from planet_dist.runfolder import RunFolder
+from planet_dist.runlogs import read_records
 from planet_dist.stream import DecodedBatches, FixedSteps, OnDevice, decode_threads
 from planet_dist.thresholds import Thresholds, read_thresholds
 from shards.errors import RunError
@@ -71,6 +72,18 @@ class FinishedRun:
         score = next(score for score in self.scores["rules"] if score["rule"] == rule)
         return float(score["cross_fitted_f2" if cross_fitted else "same_rows_f2"])
 
+    def dataset_digest(self) -> str:
+        """Of the dataset that it was trained on.
+
+        Raises:
+            RunError: the bundle cannot be read.
+        """
+        path = self.folder.bundle / "bundle.json"
+        try:
+            return str(json.loads(path.read_text())["dataset_digest"])
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{path}: cannot be read ({error!r}); restore it or train again") from error
+
     def phase_ends(self) -> list[int]:
         """The numbers of epochs after which another phase begins."""
         ends = np.cumsum([phase.epochs for phase in self.config.phases])[:-1]
@@ -91,7 +104,7 @@ def open_run(root: Path) -> FinishedRun:
         )
     try:
         config = parse_config(tomllib.loads(folder.config.read_text()), str(folder.config))
-        records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        records = read_records(folder.metrics)
         return FinishedRun(
             folder,
             config,
@@ -111,11 +124,7 @@ def dataset_of(run: FinishedRun, dataset: Dataset) -> None:
     Raises:
         RunError: it was trained on another.
     """
-    path = run.folder.bundle / "bundle.json"
-    try:
-        digest = json.loads(path.read_text())["dataset_digest"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: cannot be read ({error!r}); restore it or train again") from error
+    digest = run.dataset_digest()
     if digest != dataset.digest:
         raise RunError(
             f"{run.folder.root} was trained on a dataset with digest {digest[:12]}, and {dataset.shown} has "

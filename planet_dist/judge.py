@@ -90,15 +90,25 @@ def conclude(config: Config, data: Data, run: RunFolder, logits: Logits, weights
     run.evaluation.mkdir(exist_ok=True)
     write_predictions(run.evaluation / "predictions.npz", data.labels, logits.ids_N, logits.logits_NC, targets_NC)
     write_thresholds(run.evaluation / "thresholds.json", evaluation.chosen)
-    scores = evaluation.to_json()
-    if not speaks_C.all():
-        # Or a reader would take the others' figures, which stand for right answers, for the model's.
-        spoken = [label for label, speaks in zip(data.labels, speaks_C, strict=True) if speaks]
-        scores |= {"specialist_of": spoken, "labels": [one for one in scores["labels"] if one["label"] in spoken]}
+    scores = own_scores(evaluation, speaks_C)
     write_whole(run.evaluation / "metrics.json", (json.dumps(scores, indent=1) + "\n").encode())
     bundle = _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation.chosen, scores)
     write_bundle(run.bundle, bundle, [weights])
     return evaluation
+
+
+def own_scores(evaluation: Evaluation, speaks_C: Bools) -> dict[str, Any]:
+    """An evaluation as plain numbers, without the labels that a specialist leaves to others.
+
+    Args:
+        speaks_C: weighted_labels().
+    """
+    scores = evaluation.to_json()
+    if not speaks_C.all():
+        # Or a reader would take the others' figures, which stand for right answers, for the model's.
+        spoken = [label for label, speaks in zip(evaluation.chosen.labels, speaks_C, strict=True) if speaks]
+        scores |= {"specialist_of": spoken, "labels": [one for one in scores["labels"] if one["label"] in spoken]}
+    return scores
 
 
 def _bundle(

@@ -8,32 +8,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from planet_dist.page_style import CSS, POLICY, SCRIPT
 from shards.errors import RunError
 from shards.schema import write_whole
-
-_CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1rem; color: #1a1a1a; }
-h1 { font-size: 1.6rem; line-height: 1.2; }
-h2 { font-size: 1.2rem; margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 0.5rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th { border-bottom: 2px solid #666; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.5rem 0; }
-figure img { max-width: 100%; height: auto; }
-figcaption { font-size: 0.9rem; color: #444; }
-ul { padding-left: 1.2rem; }
-"""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: headings, and rows of as many cells."""
+    """A table: headings (none are shown where all are empty), and rows of as many cells.
+
+    Attributes:
+        sortable: by pressing a heading, where scripts run.
+        chosen: the place of the row that stands out.
+        bars: columns of numbers from 0 to 1, drawn as bars behind them.
+        prose: columns of words rather than numbers.
+    """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
+    sortable: bool = False
+    chosen: int | None = None
+    bars: Sequence[int] = ()
+    prose: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -68,20 +64,56 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
         if section.items:
             body += ["<ul>", *(f"<li>{html.escape(item)}</li>" for item in section.items), "</ul>"]
         if section.grid is not None:
-            body.append(_html_table(section.grid))
+            body.append(table(section.grid))
         body += [_html_picture(picture) for picture in section.pictures]
+    return document(title, "\n".join(body))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page that needs nothing else, and that may fetch and run nothing else.
+
+    Args:
+        title: text.
+        body: HTML. The script, which makes tables sortable, comes along where there is one to sort.
+    """
     head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_CSS}</style>"
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
+        f'content="light dark"><link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{CSS}</style>'
     )
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+    script = f"<script>{SCRIPT}</script>\n" if 'class="sortable"' in body else ""
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n{script}</body></html>\n'
 
 
-def _html_table(grid: Grid) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in grid.headings)
-    rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in grid.rows]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def table(grid: Grid) -> str:
+    """A table as HTML that scrolls by itself where the page is too narrow for it."""
+    head = "".join(_heading(grid, column, cell) for column, cell in enumerate(grid.headings))
+    head = f"<thead><tr>{head}</tr></thead>" if any(grid.headings) else ""
+    rows = []
+    for number, row in enumerate(grid.rows):
+        cells = "".join(_cell(grid, column, cell) for column, cell in enumerate(row))
+        rows.append(f"<tr class=chosen>{cells}</tr>" if number == grid.chosen else f"<tr>{cells}</tr>")
+    kind = ' class="sortable"' if grid.sortable else ""
+    # focusable, so that those without a mouse can scroll it too
+    return f'<div class="wide" tabindex="0"><table{kind}>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _heading(grid: Grid, column: int, cell: str) -> str:
+    kind = ' class="text"' if column in grid.prose else ""
+    return f'<th scope="col"{kind}>{html.escape(cell)}</th>'
+
+
+def _cell(grid: Grid, column: int, cell: str) -> str:
+    if column in grid.bars and _is_share(cell):
+        return f'<td class="bar" style="--share:{float(cell)}">{html.escape(cell)}</td>'
+    return f'<td class="text">{html.escape(cell)}</td>' if column in grid.prose else f"<td>{html.escape(cell)}</td>"
+
+
+def _is_share(cell: str) -> bool:
+    try:
+        return 0 <= float(cell) <= 1
+    except ValueError:
+        return False
 
 
 def _html_picture(picture: Picture) -> str:
@@ -89,9 +121,18 @@ def _html_picture(picture: Picture) -> str:
         data = base64.b64encode(picture.path.read_bytes()).decode()
     except OSError as error:
         raise RunError(f"{picture.path}: cannot be read ({error}); draw it again") from error
-    caption = html.escape(picture.caption)
-    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return figure(f"data:image/png;base64,{data}", picture.caption)
+
+
+def figure(address: str, caption: str) -> str:
+    """A picture as HTML, with its caption.
+
+    Args:
+        address: a data: address.
+        caption: text, which stands for the picture too where it isn't seen.
+    """
+    shown = html.escape(caption)
+    return f'<figure><img alt="{shown}" src="{html.escape(address)}"><figcaption>{shown}</figcaption></figure>'
 
 
 def to_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:

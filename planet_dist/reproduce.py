@@ -17,7 +17,7 @@ from pathlib import Path
 from planet_dist import reproduce_paper1, reproduce_paper2
 from planet_dist.describe import describe
 from planet_dist.ensemble_train import train_ensemble
-from planet_dist.figures import RunFigures, certain_labels, check_pair, draw_all, loss_curve
+from planet_dist.figures import RunFigures, caption, certain_labels, check_pair, draw_all, loss_curve
 from planet_dist.figures_scores import losses
 from planet_dist.figures_style import write_png
 from planet_dist.launching import run_training
@@ -43,21 +43,6 @@ _FIGURES: dict[Paper, tuple[str, ...]] = {
         "mistakes",
     ),
     "paper2": ("losses", "cooccurrence", "labels-by-rule", "mistakes", "noise-", "activation-maps"),
-}
-_CAPTIONS = {
-    "f2-contour": "F2 over precision and recall (first paper, Figure 4).",
-    "labelled-examples": "Chips with their labels (first paper, Figure 1).",
-    "augmentation": "Chips before and after augmentation (first paper, Figure 5).",
-    "losses": "Training and validation loss by epoch.",
-    "labels-by-rule": "Each label under three kinds of thresholds (first paper, Figure 6).",
-    "labels-beside-other": "Each label, baseline and best model (first paper, Figure 6 and section 5).",
-    "certain-": "The chips of which the model is surest (first paper, Figure 7).",
-    "cooccurrence": "Co-occurrence of labels: in the data, and predicted (second paper, Figures 1 and 6).",
-    "mistakes": "Validation chips decided worst; orange is missed, blue is added.",
-    "mistakes-exclusive": "Chips given labels that exclude each other (second paper, Figure 5).",
-    "noise-": "Labels that look wrong (second paper, section 4.2).",
-    "activation-maps": "Where the network sees a river and where a road, in chips in which it confuses them "
-    "(second paper, section 6).",
 }
 
 
@@ -169,7 +154,7 @@ def _figures(paper: Paper, found: Found, main: FoundRow, folder: Path) -> Sectio
     figures = RunFigures(main.run, dataset, other)
     certain = certain_labels(dataset.manifest.vocabulary, dataset.manifest.label_counts, ())
     drawn = draw_all(figures, folder, certain, only=_FIGURES[paper])
-    pictures = [Picture(path, _caption(name)) for name, path in drawn.files.items()]
+    pictures = [Picture(path, caption(name)) for name, path in drawn.files.items()]
     sizes = [found.rows[name] for name in reproduce_paper2.SIMPLE if name in found.rows]
     if sizes:
         path = folder / "losses-by-size.png"
@@ -177,11 +162,6 @@ def _figures(paper: Paper, found: Found, main: FoundRow, folder: Path) -> Sectio
         pictures.append(Picture(path, "Training and validation loss for various input sizes (second paper, Figure 4)."))
     left_out = [f"{name}: left out: {reason}" for name, reason in drawn.left_out.items()]
     return Section("Figures", [f"Drawn from {main.planned.row.name}."], left_out, pictures=pictures)
-
-
-def _caption(name: str) -> str:
-    start = max((start for start in _CAPTIONS if name.startswith(start)), key=len)
-    return _CAPTIONS[start]
 
 
 def _layers(main: FoundRow) -> Section:

@@ -6,22 +6,27 @@ RUN/timing.jsonl     what differs from run to run: rates, waits, times of day
 RUN/checkpoints/     planet_dist.checkpoint
 RUN/evaluation/      predictions.npz, thresholds.json, metrics.json of the best checkpoint
 RUN/bundle/          planet_dist.bundle
-RUN/start.json       which start of the run may write here: the newest
+RUN/start.json       which start of the run may write here: the newest; and how and where it was started
 RUN/stopped.json     why the last start ended before the run did; launchers lose exit codes
+RUN/failed.json      the error that ended the last start, if it could say so
+RUN/report.html      planet_dist.report
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from planet_dist.checkpoint import Checkpoint, load_checkpoint, newest
 from planet_dist.config import Config, parse_config
 from shards.errors import PlanetError, RunError
 from shards.schema import write_whole
+
+if TYPE_CHECKING:
+    from planet_dist.checkpoint import Checkpoint
 
 # What may differ between starts of a run: how it is watched, and on what it runs.
 _WATCHING = {"runtime", "tracking", "description"}
@@ -41,7 +46,9 @@ class RunFolder:
         self.evaluation = root / "evaluation"
         self.bundle = root / "bundle"
         self.stopped = root / "stopped.json"
+        self.failed = root / "failed.json"
         self.start = root / "start.json"
+        self.report = root / "report.html"
         self._number = 0
 
     def check(self, resume: Resume) -> None:
@@ -60,30 +67,37 @@ class RunFolder:
         Raises:
             RunError: it was made with something else; the text shows each difference.
         """
+        from planet_dist.checkpoint import load_checkpoint, newest  # torch, which listing runs does without
+
         folder = newest(self.checkpoints) if resume == "auto" else None
         if folder is None:
             return None
         checkpoint = load_checkpoint(folder)
-        differences = _differences(checkpoint.state.run, run)
-        if differences:
+        found = differences(checkpoint.state.run, run)
+        if found:
             raise RunError(
                 "\n".join(
                     [f"{folder}: made with another configuration, dataset or precision:"]
-                    + [f"  {line}" for line in differences]
+                    + [f"  {at}: {old!r} in the checkpoint, {new!r} now" for at, old, new in found]
                     + ["resume with the same, or give another --out"]
                 )
             )
         return checkpoint
 
-    def create(self, config: Config) -> None:
-        """Makes the folder, writes the configuration into it, and takes it over from any earlier start."""
+    def create(self, config: Config, about: dict[str, Any] | None = None) -> None:
+        """Makes the folder, writes the configuration into it, and takes it over from any earlier start.
+
+        Args:
+            about: what start.json keeps of this start (provenance.describe_start).
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for left in self.root.glob(".*.tmp"):  # by a start that was killed while it wrote
                 left.unlink(missing_ok=True)
             self.stopped.unlink(missing_ok=True)
+            self.failed.unlink(missing_ok=True)
             self._number = self._newest_start() + 1
-            write_whole(self.start, f'{{"start": {self._number}}}\n'.encode())
+            write_whole(self.start, (json.dumps({"start": self._number, **(about or {})}) + "\n").encode())
             write_whole(self.config, config.to_toml().encode())
         except OSError as error:
             raise RunError(f"{self.root}: cannot be written ({error}); give another --out") from error
@@ -144,18 +158,25 @@ class RunFolder:
         text = json.dumps({"reason": reason, "step": total_steps, "remedy": "--resume auto"})
         write_whole(self.stopped, f"{text}\n".encode())
 
+    def write_failed(self, error: str) -> None:
+        """Leaves word of the error that ends this start, unless a newer one has taken the folder over."""
+        if self._number and self._newest_start() == self._number:
+            with contextlib.suppress(OSError):  # it may be the full disk that ends the run
+                write_whole(self.failed, (json.dumps({"error": error}) + "\n").encode())
 
-def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+
+def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two values of plain JSON differ: the dotted path of each place, with what either has there (or None)."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
-            line
+            found
             for key in sorted(old.keys() | new.keys())
-            for line in _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+            for found in differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True))
-        return [line for i, (a, b) in pairs for line in _differences(a, b, f"{at}.{i}")]
-    return [] if old == new else [f"{at}: {old!r} in the checkpoint, {new!r} now"]
+        return [found for i, (a, b) in pairs for found in differences(a, b, f"{at}.{i}")]
+    return [] if old == new else [(at, old, new)]
 
 
 class JsonLines:

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from planet_dist.config import Config, TrackingConfig
 from planet_dist.data import Data
+from planet_dist.git_state import git_state
 from planet_dist.runfolder import RunFolder
-from planet_dist.tracking_git import git_state
 from planet_dist.tracking_log import RunLog, define
 from planet_dist.tracking_names import key_part, key_parts
 from shards.errors import RunError

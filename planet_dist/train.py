@@ -63,7 +63,7 @@ def main(recipe: str, data: str, out: Path, resume: Resume, overrides: tuple[str
     """Train a model on a dataset; run it with accelerate launch."""
     sys.argv[1:] = [redact(word, data) for word in sys.argv[1:]]  # W&B keeps the command line
     try:
-        train(load_config(recipe, overrides), data, out, resume, name=f"{recipe}-{out.name}")
+        train(load_config(recipe, overrides), data, out, resume, recipe)
     except PlanetError as error:
         # What is wrong with the input is wrong on every rank; one of them says it.
         if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, ConfigError | RunError | TrainingError):
@@ -71,18 +71,19 @@ def main(recipe: str, data: str, out: Path, resume: Resume, overrides: tuple[str
         sys.exit(1)
 
 
-def train(config: Config, data_location: str, out: Path, resume: Resume, name: str) -> None:
+def train(config: Config, data_location: str, out: Path, resume: Resume, recipe: str) -> None:
     """Runs a configuration from its first step, or its newest checkpoint, to its bundle."""
     import torch
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     from planet_dist.data import open_data
+    from planet_dist.ending import failure_told, show_finished, show_stopped
     from planet_dist.engine import Stopped, Trainer, run_identity
     from planet_dist.launched import check_launch, end_with_launcher, find_launch
     from planet_dist.liveness import Watch
+    from planet_dist.provenance import describe_start
     from planet_dist.runfolder import RunFolder
-    from planet_dist.tables import print_evaluation
     from planet_dist.tracking import Tracker
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|torch")
@@ -105,33 +106,29 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, name: s
     data = open_data(config, data_location)
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
     if accelerator.is_main_process:
-        run.create(config)
+        run.create(config, describe_start(recipe, data_location, accelerator))
     accelerator.wait_for_everyone()
     run.join()
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    evaluation = None
-    with Watch(rank, num_ranks, config.runtime.timeout_minutes * 60, run.write_stopped) as watch:
+    terminal, evaluation = config.tracking.terminal, None
+    watched = Watch(rank, num_ranks, config.runtime.timeout_minutes * 60, run.write_stopped)
+    with failure_told(run, terminal, data_location, shown=accelerator.is_main_process), watched as watch:
         accelerator.wait_for_everyone()
-        tracker_id = checkpoint.state.tracker_id if checkpoint else None
-        tracker = Tracker(accelerator, config, run, name=name, run_id=tracker_id)
+        run_id = checkpoint.state.tracker_id if checkpoint else None
+        tracker = Tracker(accelerator, config, run, name=f"{recipe}-{out.name}", run_id=run_id)
         try:
             evaluation = Trainer(config, data, run, tracker, accelerator, checkpoint, watch).train()
         except Stopped as stopped:
             if accelerator.is_main_process:
                 run.write_stopped(stopped.reason, stopped.total_steps)
-                click.echo(str(stopped))
+                show_stopped(terminal, str(stopped), stopped.total_steps)
         finally:
             tracker.close()
         # A rank that exits with its process group open may abort in the group's own threads.
         accelerator.wait_for_everyone()
     accelerator.end_training()
     if evaluation is not None:
-        print_evaluation(evaluation)
-        click.echo(
-            f"\n{run.metrics}  every step's and epoch's figures"
-            f"\n{run.evaluation}  predictions, thresholds, scores"
-            f"\nplanet-dist predict {run.bundle} --images DIR --out FILE.csv"
-        )
+        show_finished(terminal, evaluation, run)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from planet_dist.config import Config, TrackingConfig, load_config
 from planet_dist.runfolder import RunFolder
 from planet_dist.tracking import Tracker, group_of, shown_config, tracking_mode
 from planet_dist.tracking_files import read_records
-from planet_dist.tracking_git import git_state
 from shards.errors import RunError
 from shards.reader import Dataset
 from tests.conftest import REPOSITORY
@@ -294,20 +293,3 @@ def test_the_folds_of_one_cross_validation_are_grouped_and_no_others() -> None:
 def test_every_value_of_a_phase_has_a_place_of_its_own_in_the_shown_configuration() -> None:
     shown = shown_config(folds("tail:30", "phases.0.learning_rate=0.25"))
     assert shown["phases"]["0"]["learning_rate"] == 0.25
-
-
-def test_git_says_which_commit_and_whether_files_differ_from_it(tmp_path: Path) -> None:
-    assert git_state(tmp_path) is None
-
-    def git(*words: str) -> str:
-        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    git("init", "--quiet")
-    (tmp_path / "file").write_text("one")
-    git("add", "file")
-    git("commit", "--quiet", "-m", "one")
-    assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (tmp_path / "file").write_text("two")
-    assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
