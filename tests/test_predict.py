@@ -424,7 +424,9 @@ def test_two_processes_write_the_bytes_of_one(single: Path, chips: Path, tmp_pat
     assert run(single, *words, "--out", alone_out).exit_code == 0
     done = launch("-m", "planet_dist.cli", "predict", str(single), *words, "--out", str(together_out))
     assert done.returncode == 0, done.stderr
-    assert "predict (process 1 of 2): 128 of 128 images" in done.stderr and done.stdout.count("220 images predicted") == 1
+    assert (
+        "predict (process 1 of 2): 128 of 128 images" in done.stderr and done.stdout.count("220 images predicted") == 1
+    )
     assert together_out.read_bytes() == alone_out.read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     failed = launch("-m", "planet_dist.cli", "predict", str(single), "--images", str(chips), "--out", str(together_out))
