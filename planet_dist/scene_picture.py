@@ -1,0 +1,87 @@
+"""A scene as a small picture in its own colours, with the size of its pixels on the ground and the way to the north.
+
+Suffixes: H, W rows and columns of the picture; B bands; C colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planet_dist.scene_grid import Window
+from planet_dist.scene_read import Scene
+from planet_dist.scene_shapes import Floats, Projector, coordinates, metres_between
+from shards.errors import SceneError
+
+_MOST_SIDE_PIXELS = 800
+_CUT_PERCENT = 2.0  # of the darkest and of the brightest pixels, so that a few clouds don't leave the land black
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A scene made small.
+
+    Attributes:
+        colours_HWC: float32 in [0, 1], red, green, blue; grey where the model's bands have no such names.
+        valid_HW: where the scene has data.
+        height, width: of the scene in pixels.
+        metres_per_pixel: of the scene, at its centre: across and down; None where that is not known.
+        north: the way to the north in pixels to the right and down, of length 1; None where that is not known.
+    """
+
+    colours_HWC: NDArray[np.float32]
+    valid_HW: NDArray[np.bool_]
+    height: int
+    width: int
+    metres_per_pixel: tuple[float, float] | None
+    north: tuple[float, float] | None
+
+
+def take_picture(scene: Scene, projector: Projector) -> Picture:
+    """Reads a scene at a size of at most 800 pixels a side.
+
+    Raises:
+        SceneError: the file is damaged.
+    """
+    factor = max(1.0, max(scene.height, scene.width) / _MOST_SIDE_PIXELS)
+    shape = max(1, round(scene.height / factor)), max(1, round(scene.width / factor))
+    values_HWB, valid_HW = scene.read(Window(0, 0, scene.height, scene.width), shape)
+    chosen = [scene.bands.names.index(name) for name in _shown(scene.bands.names)]
+    colours_HWC = np.zeros((*shape, 3), np.float32)
+    if valid_HW.any():
+        shown_HWC = values_HWB[..., chosen].astype(np.float32)
+        low_C, high_C = np.percentile(shown_HWC[valid_HW], [_CUT_PERCENT, 100 - _CUT_PERCENT], axis=0)
+        colours_HWC = ((shown_HWC - low_C) / np.maximum(high_C - low_C, 1e-6)).clip(0, 1).astype(np.float32)
+    metres, north = _on_the_ground(scene, projector)
+    return Picture(colours_HWC, valid_HW, scene.height, scene.width, metres, north)
+
+
+def _shown(names: Sequence[str]) -> tuple[str, str, str]:
+    return ("red", "green", "blue") if {"red", "green", "blue"} <= set(names) else (names[0],) * 3
+
+
+def _on_the_ground(
+    scene: Scene, projector: Projector
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """The size of a pixel at the scene's centre, and the way to the north."""
+    row, column = scene.height / 2, scene.width / 2
+    pixels_32 = np.array([(column, row), (column + 1, row), (column, row + 1)])
+    places_32 = coordinates(scene.source.transform, pixels_32)
+    try:
+        centre_2, right_2, down_2 = projector.degrees(places_32)
+    except SceneError:
+        return None, None  # a GeoPackage can be written all the same
+    # How longitude and latitude change by a pixel to the right and by one down; the north changes the latitude alone.
+    across_2, below_2 = _change(centre_2, right_2), _change(centre_2, down_2)
+    north_2 = np.linalg.lstsq(np.stack([across_2, below_2], axis=1), np.array([0.0, 1.0]), rcond=None)[0]
+    length = float(np.linalg.norm(north_2))
+    metres = metres_between(centre_2, right_2), metres_between(centre_2, down_2)
+    return metres, (float(north_2[0]) / length, float(north_2[1]) / length) if length else None
+
+
+def _change(start_2: Floats, end_2: Floats) -> Floats:
+    longitude, latitude = end_2 - start_2
+    return np.array([(longitude + 180) % 360 - 180, latitude])  # over the antimeridian too
