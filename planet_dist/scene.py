@@ -244,10 +244,10 @@ def _lines(scene: Scene, grid: Grid, options: SceneOptions, counts: SceneCounts,
     clipped = f", {counts.clipped / counts.values:.1%} of them clipped" if scene.scaling.limits else ""
     lost = counts.lost_data_pixels / max(counts.data_pixels, 1)
     return [
-        f"{counts.mapped:,} of {counts.cells:,} cells of {cell.width}x{cell.height} pixels are mapped, each by the chip "
-        f"of {grid.chip_width}x{grid.chip_height} pixels{ground} around it.",
-        f"Left out: {counts.left_out:,} cells, because over {options.most_no_data:.0%} of the chip, or all of the cell, "
-        f"has no data; {lost:.1%} of the pixels with data lie in them.",
+        f"{counts.mapped:,} of {counts.cells:,} cells of {cell.width}x{cell.height} pixels are mapped, each by the "
+        f"chip of {grid.chip_width}x{grid.chip_height} pixels{ground} around it.",
+        f"Left out: {counts.left_out:,} cells, because over {options.most_no_data:.0%} of the chip, or all of the "
+        f"cell, has no data; {lost:.1%} of the pixels with data lie in them.",
         f"No data: {1 - counts.data_pixels / counts.pixels:.1%} of the pixels, by {scene.no_data_stated_by}.",
         f"Bands: {scene.bands}. Values: {scene.scaling}{clipped}.",
     ]

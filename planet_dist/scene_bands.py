@@ -113,13 +113,16 @@ class Scaling:
         low, high = self.limits
         greatest = np.iinfo(self.target).max
         scaled = (values.astype(np.float64) - low) * (greatest / (high - low))
-        return np.rint(scaled.clip(0, greatest)).astype(self.target)
+        integers: Pixels = np.rint(scaled.clip(0, greatest)).astype(self.target)
+        return integers
 
     def clipped(self, values: Pixels) -> NDArray[np.bool_]:
         """Which values lie outside of the limits."""
         if self.limits is None:
             return np.zeros(values.shape, bool)
-        return (values < self.limits[0]) | (values > self.limits[1])
+        low, high = self.limits
+        outside: NDArray[np.bool_] = (values.astype(np.float64) < low) | (values.astype(np.float64) > high)
+        return outside
 
 
 def choose_scaling(where: str, source: str, target: str, limits: tuple[float, float] | None) -> Scaling:

@@ -38,35 +38,35 @@ class SceneRequest:
         return SceneOptions(**{name: value for name, value in self.said.items() if value is not None})
 
 
-class _Range(click.ParamType):
-    name = "LOW,HIGH"
+def _range(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not LOW,HIGH, such as 0,10000") from error
+    return low, high
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
-        try:
-            low, high = map(float, str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not LOW,HIGH, such as 0,10000", param, ctx)
-        return low, high
 
-
-class _NoData(click.ParamType):
-    name = "VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Literal["none"]:
-        if value == "none":
-            return "none"
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor none", param, ctx)
+def _no_data(ctx: click.Context, option: click.Parameter, value: str | None) -> float | Literal["none"] | None:
+    if value is None or value == "none":
+        return value  # type: ignore[return-value]  # mypy doesn't narrow by comparing
+    try:
+        return float(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither a number nor none") from error
 
 
 _OPTIONS = {
     "bands": click.option("--bands", metavar="NAME=N,...", help="Scene: its bands, red=3,green=2,... counted from 1."),
-    "limits": click.option("--range", "limits", type=_Range(), help="Scene: values to stretch to the model's dtype."),
+    "limits": click.option(
+        "--range", "limits", metavar="LOW,HIGH", callback=_range, help="Scene: values to stretch to the model's dtype."
+    ),
     "overlap": click.option("--overlap", type=float, help="Scene: share of a chip in the next one.  [default: 0.25]"),
     "chip": click.option("--chip", type=int, metavar="PIXELS", help="Scene: a chip's side.  [default: the model's]"),
-    "no_data": click.option("--nodata", "no_data", type=_NoData(), help="Scene: its value, or none; else the file's."),
+    "no_data": click.option(
+        "--nodata", "no_data", metavar="VALUE", callback=_no_data, help="Scene: its value, or none; else the file's."
+    ),
     "most_no_data": click.option(
         "--max-nodata",
         "most_no_data",
@@ -127,6 +127,6 @@ def _require_libraries() -> None:
     missing = [name for name in ("rasterio", "pyogrio") if find_spec(name) is None]
     if missing:
         raise SceneError(
-            f"--scene needs {' and '.join(missing)}, which the extra \"scene\" brings; "
+            f'--scene needs {" and ".join(missing)}, which the extra "scene" brings; '
             "run pip install 'planet-dist[scene]'"
         )

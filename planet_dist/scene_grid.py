@@ -1,4 +1,4 @@
-"""How a scene is cut: cells that cover each of its pixels exactly once, and around each cell the chip that is predicted.
+"""How a scene is cut: cells that cover each of its pixels exactly once, and around each the chip that is predicted.
 
     +-----------------+
     |      chip       |   what the network sees, chip_height x chip_width pixels

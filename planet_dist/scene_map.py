@@ -204,14 +204,18 @@ def _draw_picture(axes: Axes, picture: Picture) -> None:
         pixels = metres / picture.metres_per_pixel[0]
         text = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
         left, at = picture.width * 0.04, picture.height * 0.95
-        axes.plot([left, left + pixels], [at, at], color="white", linewidth=3.0, solid_capstyle="butt", path_effects=_EDGE)
+        axes.plot(
+            [left, left + pixels], [at, at], color="white", linewidth=3.0, solid_capstyle="butt", path_effects=_EDGE
+        )
         axes.text(left + pixels / 2, at - picture.height * 0.015, text, ha="center", va="bottom", **_ON_PICTURE)
     if picture.north is not None:
         size = 0.1 * min(picture.height, picture.width)
         right, down = (size * part for part in picture.north)
         x, y = picture.width * 0.92, picture.height * 0.09
         axes.annotate(
-            "", (x + right / 2, y + down / 2), (x - right / 2, y - down / 2),
+            "",
+            (x + right / 2, y + down / 2),
+            (x - right / 2, y - down / 2),
             arrowprops={"arrowstyle": "-|>", "color": "white", "linewidth": 2.0, "path_effects": _EDGE},
         )
         axes.text(x - 0.8 * right, y - 0.8 * down, "N", ha="center", va="center", **_ON_PICTURE)
@@ -228,8 +232,9 @@ def _colour(label: str, number: int) -> Any:
     return _COLOURS.get(label) or matplotlib.colormaps["tab20"]((2 * number + number // 10) % 20)
 
 
-def _over_white(colour: Any) -> list[float]:
-    return [1 - _OPACITY * (1 - part) for part in colour[:3]]
+def _over_white(colour: Any) -> tuple[float, float, float]:
+    red, green, blue = (1 - _OPACITY * (1 - part) for part in colour[:3])
+    return red, green, blue
 
 
 def _share(count: int, total: int) -> str:

@@ -63,9 +63,7 @@ def _shown(names: Sequence[str]) -> tuple[str, str, str]:
     return ("red", "green", "blue") if {"red", "green", "blue"} <= set(names) else (names[0],) * 3
 
 
-def _on_the_ground(
-    scene: Scene, projector: Projector
-) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+def _on_the_ground(scene: Scene, projector: Projector) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
     """The size of a pixel at the scene's centre, and the way to the north."""
     row, column = scene.height / 2, scene.width / 2
     pixels_32 = np.array([(column, row), (column + 1, row), (column, row + 1)])

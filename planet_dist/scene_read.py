@@ -171,26 +171,32 @@ def open_scene(
         SceneError: the file cannot be used, or what is given doesn't fit it.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said below, with the remedy
-            try:
-                source = rasterio.open(path)
-            except RasterioError as error:
-                raise SceneError(f"{path}: cannot be opened ({error}); give a GeoTIFF") from error
-            with source:
-                _check(path, source)
-                claimed = [one.name for one in source.colorinterp]
-                chosen = choose_bands(str(path), form.band_order, bands, source.descriptions, claimed)
-                scaling = choose_scaling(str(path), _dtype(path, source, chosen), form.dtype, limits)
-                if no_data == "file":
-                    values = tuple(source.nodatavals[number - 1] for number in chosen.numbers)
-                    yield Scene(path, source, chosen, scaling, values, _mask_band(source, chosen))
-                else:
-                    value = None if no_data == "none" else no_data
-                    yield Scene(path, source, chosen, scaling, (value,) * form.bands, None)
+        source = _opened(path)
+        with source:
+            _check(path, source)
+            claimed = [one.name for one in source.colorinterp]
+            chosen = choose_bands(str(path), form.band_order, bands, source.descriptions, claimed)
+            scaling = choose_scaling(str(path), _dtype(path, source, chosen), form.dtype, limits)
+            if no_data == "file":
+                values = tuple(source.nodatavals[number - 1] for number in chosen.numbers)
+                yield Scene(path, source, chosen, scaling, values, _mask_band(source, chosen))
+            else:
+                value = None if no_data == "none" else no_data
+                yield Scene(path, source, chosen, scaling, (value,) * form.bands, None)
+
+
+def _opened(path: Path) -> Any:
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # _check says so, with the remedy
+        try:
+            return rasterio.open(path)
+        except RasterioError as error:
+            raise SceneError(f"{path}: cannot be opened ({error}); give a GeoTIFF") from error
 
 
 def _check(path: Path, source: Any) -> None:

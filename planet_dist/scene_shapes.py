@@ -1,6 +1,7 @@
 """Cells as polygons: in the scene's own coordinates, and in WGS84 as RFC 7946 wants them.
 
-Suffixes: N cells, V vertices of a ring (the last is the first again), 2 coordinates (east, north or longitude, latitude).
+Suffixes: N cells, V vertices of a ring (the last is the first again), 2 coordinates (east and north, or longitude and
+latitude).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,6 @@ def _tidied(shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tidied_ring(ring: Sequence[Sequence[float]]) -> list[list[float]]:
-    points = [list(ring[0]), *(list(b) for a, b in zip(ring, ring[1:], strict=False) if tuple(a) != tuple(b))]
-    area = sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(points, points[1:], strict=False))
+    points = [list(ring[0]), *(list(b) for a, b in pairwise(ring) if tuple(a) != tuple(b))]
+    area = sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(points))
     return points if area > 0 else points[::-1]

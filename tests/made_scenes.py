@@ -66,7 +66,11 @@ def write_scene(
 
 
 def colour_bundle(
-    folder: Path, *, dtype: str = "uint16", to_dtype: Any = lambda values: values, changes: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    dtype: str = "uint16",
+    to_dtype: Any = lambda values: values,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """A bundle for chips of 32x32 pixels and four bands that gives a colour its labels.
 
