@@ -34,8 +34,8 @@ from planet_dist.scene_write import MappedCell
 _MOST_CELLS = 1_000  # a side of the grid that is drawn; of several cells in one place the rarest tag is shown
 _MOST_ENTRIES = 16
 _NOTHING, _LEFT_OUT = 254, 255
-_OTHER_COLOUR, _NOTHING_COLOUR, _LEFT_OUT_COLOUR = "#404040", "#F2F2F2", "#FFFFFF"
-_OPACITY = 0.8  # of a cell's colour over the grey scene
+_OTHER_COLOUR, _NOTHING_COLOUR = "#404040", "#F2F2F2"
+_OPACITY = 0.85  # of a cell's colour over the grey scene
 _EDGE = [withStroke(linewidth=4.5, foreground="black")]
 _ON_PICTURE: Any = {
     "color": "white",
@@ -134,17 +134,18 @@ def _figure(look: QuickLook, picture: Picture, title: str, lines: Sequence[str])
     text = [part for line in lines for part in textwrap.wrap(line, int(width * 14))]
     entries = max(len(look.ground_counts), len(look.weather_counts))
     legend_height = 0.2 * math.ceil(min(entries, _MOST_ENTRIES + 2) / 2) if side_by_side else 0
-    figure = new_figure(width, height + legend_height + 0.55 + 0.2 * len(text))
+    figure = new_figure(width, height + legend_height + 0.3 + 0.2 * len(text))
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(text), x=0.01, ha="left", fontsize=8.5, color=GREY, linespacing=1.4)
     axes = list(figure.subplots(1, panels) if side_by_side else figure.subplots(panels, 1))
     legend_at = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 2}
     if not side_by_side:
         legend_at = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "ncols": 1}
-    _draw_classes(axes[0], look.ground_RC, look.ground, look.ground_counts, picture, legend_at)
+    nothing = f"{look.group} alone" if look.weather else "no tag"
+    _draw_classes(axes[0], look.ground_RC, look.ground, look.ground_counts, picture, legend_at, nothing)
     axes[0].set_title("Each cell's rarest tag", loc="left")
     if look.weather:
-        _draw_classes(axes[1], look.weather_RC, look.weather, look.weather_counts, picture, legend_at)
+        _draw_classes(axes[1], look.weather_RC, look.weather, look.weather_counts, picture, legend_at, "none")
         axes[1].set_title(f"Its {look.group}", loc="left")
     _draw_picture(axes[-1], picture)
     axes[-1].set_title("The scene", loc="left")
@@ -166,22 +167,23 @@ def _draw_classes(
     counts: Mapping[str, int],
     picture: Picture,
     legend_at: Mapping[str, Any],
+    nothing: str,
 ) -> None:
     """A map of labels by colour, with a legend of those that it shows, the commonest first."""
     table = np.ones((256, 4))
-    table[_LEFT_OUT] = (*to_rgb(_LEFT_OUT_COLOUR), 0.0)
+    table[_LEFT_OUT] = (0.0, 0.0, 0.0, 0.0)
     table[_NOTHING] = (*to_rgb(_NOTHING_COLOUR), 1.0)
     frequent = [label for label, _ in Counter(counts).most_common() if label][:_MOST_ENTRIES]
     for number, label in enumerate(labels):
         table[number] = (*to_rgb(_colour(label, number) if label in frequent else _OTHER_COLOUR), 1.0)
-    grey_HW = 0.5 + 0.5 * picture.colours_HWC.mean(axis=2)
+    grey_HW = 0.6 + 0.4 * picture.colours_HWC.mean(axis=2)
     _show(axes, np.dstack([grey_HW] * 3 + [picture.valid_HW.astype(np.float32)]), picture)
     _show(axes, table[shown_RC], picture, alpha=_OPACITY)
     total = sum(counts.values())
     entries = [(label.replace("_", " "), table[labels.index(label)], counts[label]) for label in frequent]
     others = total - counts.get("", 0) - sum(count for *_, count in entries)
     entries += [("other labels", (*to_rgb(_OTHER_COLOUR), 1.0), others)] if others else []
-    entries += [("no such tag", table[_NOTHING], counts[""])] if counts.get("") else []
+    entries += [(nothing, table[_NOTHING], counts[""])] if counts.get("") else []
     axes.legend(
         handles=[
             Patch(facecolor=_over_white(colour), edgecolor=GREY, linewidth=0.5, label=f"{name}  {_share(count, total)}")
@@ -211,14 +213,14 @@ def _draw_picture(axes: Axes, picture: Picture) -> None:
     if picture.north is not None:
         size = 0.1 * min(picture.height, picture.width)
         right, down = (size * part for part in picture.north)
-        x, y = picture.width * 0.92, picture.height * 0.09
+        x, y = picture.width * 0.92, picture.height * 0.1
         axes.annotate(
             "",
             (x + right / 2, y + down / 2),
             (x - right / 2, y - down / 2),
             arrowprops={"arrowstyle": "-|>", "color": "white", "linewidth": 2.0, "path_effects": _EDGE},
         )
-        axes.text(x - 0.8 * right, y - 0.8 * down, "N", ha="center", va="center", **_ON_PICTURE)
+        axes.text(x - 0.75 * right, y - 0.75 * down, "N", ha="center", va="center", **_ON_PICTURE)
 
 
 def _show(axes: Axes, image: NDArray[Any], picture: Picture, alpha: float | None = None) -> None:

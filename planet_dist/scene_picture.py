@@ -17,7 +17,8 @@ from planet_dist.scene_shapes import Floats, Projector, coordinates, metres_betw
 from shards.errors import SceneError
 
 _MOST_SIDE_PIXELS = 800
-_CUT_PERCENT = 2.0  # of the darkest and of the brightest pixels, so that a few clouds don't leave the land black
+_CUT_PERCENT = 2.0  # of the darkest and of the brightest pixels
+_GAMMA = 0.6  # forest is dark, and clouds would leave it black
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def take_picture(scene: Scene, projector: Projector) -> Picture:
     if valid_HW.any():
         shown_HWC = values_HWB[..., chosen].astype(np.float32)
         low_C, high_C = np.percentile(shown_HWC[valid_HW], [_CUT_PERCENT, 100 - _CUT_PERCENT], axis=0)
-        colours_HWC = ((shown_HWC - low_C) / np.maximum(high_C - low_C, 1e-6)).clip(0, 1).astype(np.float32)
+        linear_HWC = ((shown_HWC - low_C) / np.maximum(high_C - low_C, 1e-6)).clip(0, 1)
+        colours_HWC = (linear_HWC**_GAMMA).astype(np.float32)
     metres, north = _on_the_ground(scene, projector)
     return Picture(colours_HWC, valid_HW, scene.height, scene.width, metres, north)
 
