@@ -10,17 +10,20 @@ Suffixes: N cells of a batch, C labels, H, W rows and columns, B bands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planet_dist.bundle import Bundle
+from planet_dist.bundle_description import Description
 from planet_dist.scene_grid import Cell, Grid, lay_grid
 from planet_dist.scene_map import QuickLook, draw_quick_look
 from planet_dist.scene_picture import Picture, take_picture
@@ -32,6 +35,7 @@ from shards.workers import map_in_order
 
 _MOST_CHIP_PIXELS = 4096
 _BATCH_BYTES = 64 * 2**20
+_FAR_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class SceneCounts:
         pixels, data_pixels: of the whole scene.
         lost_data_pixels: those with data that lie in cells that were left out.
         values, clipped: of the chips that were predicted, and how many of them --range cut off.
+        sum_B: of those values, in the training chips' units, band by band.
     """
 
     cells: int
@@ -74,6 +79,7 @@ class SceneCounts:
     lost_data_pixels: int = 0
     values: int = 0
     clipped: int = 0
+    sum_B: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
 
     @property
     def left_out(self) -> int:
@@ -129,9 +135,11 @@ def map_scene(
         look = QuickLook.of(bundle.description, grid)
         made_by = _made_by(bundle, scene, grid, options)
         with open_map(out, bundle.labels, projector, segments, made_by) as writer:
-            for cells in _predicted(bundle, scene, grid, options.most_no_data, look, counts, progress):
-                look.add(cells)
-                writer.write(cells)
+            # Closed at once when the map cannot be written: the thread that reads must end before the file is closed.
+            with closing(_predicted(bundle, scene, grid, options.most_no_data, look, counts, progress)) as batches:
+                for cells in batches:
+                    look.add(cells)
+                    writer.write(cells)
             if not counts.mapped:
                 raise SceneError(
                     f"{path}: none of its {counts.cells:,} cells can be predicted: in each more than "
@@ -140,7 +148,7 @@ def map_scene(
                 )
             writer.finish()
             picture = take_picture(scene, projector)
-            lines = _lines(scene, grid, options, counts, picture)
+            lines = [*_lines(scene, grid, options, counts, picture), *_doubts(bundle.description, counts)]
             quick_look = out.with_suffix(".png")
             draw_quick_look(quick_look, look, picture, path.name, lines)
     return MappedScene(out, quick_look, lines, counts)
@@ -164,7 +172,7 @@ def _predicted(
     look: QuickLook,
     counts: SceneCounts,
     progress: Callable[[int, int], None],
-) -> Iterator[list[MappedCell]]:
+) -> Generator[list[MappedCell], None, None]:
     """Batches of cells with their predictions; the next chips are read meanwhile."""
     chip_bytes = grid.chip_height * grid.chip_width * len(scene.bands.numbers) * np.dtype(scene.scaling.target).itemsize
     size = max(1, min(bundle.batch_size, _BATCH_BYTES // chip_bytes))
@@ -197,6 +205,7 @@ def _with_data(
         counts.mapped += 1
         counts.values += int(np.count_nonzero(chip.valid_HW)) * chip.pixels_HWB.shape[2]
         counts.clipped += chip.clipped
+        counts.sum_B = counts.sum_B + chip.pixels_HWB[chip.valid_HW].sum(axis=0, dtype=np.float64)
         yield cell, chip
 
 
@@ -251,3 +260,18 @@ def _lines(scene: Scene, grid: Grid, options: SceneOptions, counts: SceneCounts,
         f"No data: {1 - counts.data_pixels / counts.pixels:.1%} of the pixels, by {scene.no_data_stated_by}.",
         f"Bands: {scene.bands}. Values: {scene.scaling}{clipped}.",
     ]
+
+
+def _doubts(description: Description, counts: SceneCounts) -> list[str]:
+    """What looks as if bands or values were not those that the model knows."""
+    values = counts.values / description.image.bands
+    far = []
+    member = description.members[0]
+    for name, total, mean, deviation in zip(
+        description.image.band_order, counts.sum_B, member.mean, member.std, strict=True
+    ):
+        if abs(total / values - mean) > _FAR_DEVIATIONS * deviation:
+            far.append(f"{name} {total / values:,.0f} against {mean:,.0f} +- {deviation:,.0f}")
+    return (
+        [f"Doubtful: means far from the training chips' ({', '.join(far)}); check --bands and --range."] if far else []
+    )

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards.errors import SceneError
 from shards.pixels import Pixels
@@ -116,13 +115,12 @@ class Scaling:
         integers: Pixels = np.rint(scaled.clip(0, greatest)).astype(self.target)
         return integers
 
-    def clipped(self, values: Pixels) -> NDArray[np.bool_]:
-        """Which values lie outside of the limits."""
+    def count_clipped(self, values: Pixels) -> int:
+        """How many values lie outside of the limits."""
         if self.limits is None:
-            return np.zeros(values.shape, bool)
-        low, high = self.limits
-        outside: NDArray[np.bool_] = (values.astype(np.float64) < low) | (values.astype(np.float64) > high)
-        return outside
+            return 0
+        wide = values.astype(np.float64)
+        return int(np.count_nonzero((wide < self.limits[0]) | (wide > self.limits[1])))
 
 
 def choose_scaling(where: str, source: str, target: str, limits: tuple[float, float] | None) -> Scaling:

@@ -108,7 +108,9 @@ def predict_scene(bundle_folder: Path, scene: SceneRequest, out: Path, turns: Tu
     """
     _require_libraries()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SceneError("--scene under accelerate launch: one process maps a scene; run planet-dist predict without it")
+        raise SceneError(
+            "--scene under accelerate launch: one process maps a scene; run planet-dist predict without it"
+        )
     import torch
 
     from planet_dist.bundle import Bundle

@@ -87,7 +87,7 @@ class Scene:
         bottom = min(window.row + window.height, self.height)
         right = min(window.column + window.width, self.width)
         values_HWB, valid_HW = self.read(Window(top, left, bottom - top, right - left))
-        clipped = int(np.count_nonzero(self.scaling.clipped(values_HWB[valid_HW])))
+        clipped = self.scaling.count_clipped(values_HWB[valid_HW])
         pixels_HWB = _filled(self.scaling.apply(values_HWB), valid_HW)
         around = [
             (top - window.row, window.row + window.height - bottom),

@@ -426,8 +426,9 @@ def test_the_command_maps_a_scene_and_says_what_was_left_out(scene: Path, tmp_pa
     [
         (["--images", "x", "--bands", "red=1"], "--bands goes with --scene FILE.tif"),
         (["--images", "x", "--nodata", "0"], "--nodata goes with --scene FILE.tif"),
-        (["--images", "x", "--scene", "y.tif"], "give one of --images DIR and --scene FILE.tif"),
-        ([], "give one of --images DIR and --scene FILE.tif"),
+        (["--images", "x", "--scene", "y.tif"], "give --images, or --scene without --sample"),
+        (["--scene", "y.tif", "--sample", "z.csv"], "give --images, or --scene without --sample"),
+        ([], "give --images, or --scene without --sample"),
         (["--scene", "y.tif", "--range", "5"], "'5' is not LOW,HIGH"),
         (["--scene", "y.tif", "--nodata", "black"], "'black' is neither a number nor none"),
     ],
@@ -437,8 +438,22 @@ def test_options_that_do_not_go_together_are_a_mistake_of_usage(words: list[str]
     assert result.exit_code == 2 and message in result.stderr
 
 
+def test_several_processes_are_refused_before_they_all_write_one_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(main, ["predict", "b", "--scene", "s.tif", "--out", "o.geojson"])
+    assert result.exit_code == 1 and "one process maps a scene" in result.stderr
+
+
+def test_values_far_from_the_training_chips_are_said_to_be_doubtful(bundle: Bundle, tmp_path: Path) -> None:
+    usual = map_scene(bundle, write_scene(tmp_path / "a.tif", paint(64, 64, PLACES)), tmp_path / "a.json", STATED)
+    assert not any("Doubtful" in line for line in usual.lines)
+    bright = write_scene(tmp_path / "b.tif", paint(64, 64, PLACES) + np.uint16(30_000))
+    lines = map_scene(bundle, bright, tmp_path / "b.json", STATED).lines
+    assert "near_infrared" in lines[-1] and lines[-1].endswith("check --bands and --range.")
+
+
 def test_missing_libraries_are_named_with_the_extra_that_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "rasterio" else object())
+    monkeypatch.setattr("planet_dist.scene_cli.find_spec", lambda name: None if name == "rasterio" else object())
     result = CliRunner().invoke(main, ["predict", "b", "--scene", "s.tif", "--out", "o.geojson"])
     assert result.exit_code == 1 and "--scene needs rasterio" in result.stderr and "planet-dist[scene]" in result.stderr
 
