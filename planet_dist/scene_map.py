@@ -134,7 +134,7 @@ def _figure(look: QuickLook, picture: Picture, title: str, lines: Sequence[str])
     text = [part for line in lines for part in textwrap.wrap(line, int(width * 14))]
     entries = max(len(look.ground_counts), len(look.weather_counts))
     legend_height = 0.2 * math.ceil(min(entries, _MOST_ENTRIES + 2) / 2) if side_by_side else 0
-    figure = new_figure(width, height + legend_height + 0.3 + 0.2 * len(text))
+    figure = new_figure(width, height + legend_height + 0.1 + 0.2 * len(text))
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(text), x=0.01, ha="left", fontsize=8.5, color=GREY, linespacing=1.4)
     axes = list(figure.subplots(1, panels) if side_by_side else figure.subplots(panels, 1))

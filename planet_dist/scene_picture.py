@@ -17,6 +17,7 @@ from planet_dist.scene_shapes import Floats, Projector, coordinates, metres_betw
 from shards.errors import SceneError
 
 _MOST_SIDE_PIXELS = 800
+_BLOCK_PIXELS = 1024  # a side of what is read at a time
 _CUT_PERCENT = 2.0  # of the darkest and of the brightest pixels
 _GAMMA = 0.6  # forest is dark, and clouds would leave it black
 
@@ -48,8 +49,18 @@ def take_picture(scene: Scene, projector: Projector) -> Picture:
         SceneError: the file is damaged.
     """
     factor = max(1.0, max(scene.height, scene.width) / _MOST_SIDE_PIXELS)
-    shape = max(1, round(scene.height / factor)), max(1, round(scene.width / factor))
-    values_HWB, valid_HW = scene.read(Window(0, 0, scene.height, scene.width), shape)
+    rows, columns = (max(1, round(side / factor)) for side in (scene.height, scene.width))
+    shape = rows, columns
+    row_edges = np.arange(rows + 1) * scene.height // rows
+    column_edges = np.arange(columns + 1) * scene.width // columns
+    values_HWB = np.zeros((*shape, len(scene.bands.names)), np.float32)
+    valid_HW = np.zeros(shape, bool)
+    step = max(1, int(_BLOCK_PIXELS / factor))
+    for top in range(0, rows, step):
+        for left in range(0, columns, step):
+            block = slice(top, top + step), slice(left, left + step)
+            edges = row_edges[top : top + step + 1], column_edges[left : left + step + 1]
+            values_HWB[block], valid_HW[block] = _averaged(scene, *edges)
     chosen = [scene.bands.names.index(name) for name in _shown(scene.bands.names)]
     colours_HWC = np.zeros((*shape, 3), np.float32)
     if valid_HW.any():
@@ -59,6 +70,19 @@ def take_picture(scene: Scene, projector: Projector) -> Picture:
         colours_HWC = (linear_HWC**_GAMMA).astype(np.float32)
     metres, north = _on_the_ground(scene, projector)
     return Picture(colours_HWC, valid_HW, scene.height, scene.width, metres, north)
+
+
+def _averaged(
+    scene: Scene, row_edges: NDArray[np.int64], column_edges: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Means of the pixels with data between edges, float32 (H, W, B), and where there are any."""
+    height, width = int(row_edges[-1] - row_edges[0]), int(column_edges[-1] - column_edges[0])
+    values_HWB, valid_HW = scene.read(Window(int(row_edges[0]), int(column_edges[0]), height, width))
+    starts = row_edges[:-1] - row_edges[0], column_edges[:-1] - column_edges[0]
+    counted_HW = np.add.reduceat(np.add.reduceat(valid_HW.astype(np.float32), starts[0], axis=0), starts[1], axis=1)
+    kept_HWB = np.where(valid_HW[..., None], values_HWB, 0).astype(np.float32)
+    summed_HWB = np.add.reduceat(np.add.reduceat(kept_HWB, starts[0], axis=0), starts[1], axis=1)
+    return summed_HWB / np.maximum(counted_HW, 1)[..., None], counted_HW > 0
 
 
 def _shown(names: Sequence[str]) -> tuple[str, str, str]:

@@ -96,11 +96,8 @@ class Scene:
         pixels_HWB = np.pad(pixels_HWB, [*around, (0, 0)], mode="symmetric")
         return SceneChip(pixels_HWB, np.pad(valid_HW, around, mode="symmetric"), clipped)
 
-    def read(self, window: Window, shape: tuple[int, int] | None = None) -> tuple[Pixels, NDArray[np.bool_]]:
+    def read(self, window: Window) -> tuple[Pixels, NDArray[np.bool_]]:
         """The scene's own values in a window that lies in it, and where there are any.
-
-        Args:
-            shape: rows and columns to average the window to, or None.
 
         Returns:
             values_HWB, and bool valid_HW: where not every band has the value that stands for no data, the mask has
@@ -109,24 +106,18 @@ class Scene:
         Raises:
             SceneError: the file is damaged there.
         """
-        import rasterio
-        from rasterio.enums import Resampling
+        from rasterio import windows
         from rasterio.errors import RasterioError
 
-        where = rasterio.windows.Window(window.column, window.row, window.width, window.height)
-        how: dict[str, Any] = {"window": where}
-        if shape is not None:
-            how["resampling"] = Resampling.average
+        where = windows.Window(window.column, window.row, window.width, window.height)
         try:
-            read_bands = {} if shape is None else {"out_shape": (len(self.bands.numbers), *shape)}
-            values_BHW = self.source.read(indexes=self.bands.numbers, **how, **read_bands)
+            values_BHW = self.source.read(indexes=self.bands.numbers, window=where)
             valid_HW = np.isfinite(values_BHW).all(axis=0)
             if any(value is not None for value in self.no_data):
                 valid_HW &= ~np.all([_is(b, v) for b, v in zip(values_BHW, self.no_data, strict=True)], axis=0)
             if self.mask_band is not None:
-                how = {"window": where, "out_shape": shape}
                 read = self.source.read if self.mask_band else self.source.read_masks
-                valid_HW &= read(self.mask_band or 1, **how) > 0
+                valid_HW &= read(self.mask_band or 1, window=where) > 0
         except RasterioError as error:
             raise SceneError(
                 f"{self.path}: rows {window.row} to {window.row + window.height} cannot be read ({error}); "

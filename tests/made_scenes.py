@@ -112,6 +112,7 @@ def colour_bundle(
             "competing_groups": [],
             "speaks_for": LABELS,
             "thresholds": flat(LABELS, 0.5),
+            "protocol": {"split": "tail:200"},
         }
     )
     made = {
