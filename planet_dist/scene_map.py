@@ -34,7 +34,7 @@ from planet_dist.scene_write import MappedCell
 _MOST_CELLS = 1_000  # a side of the grid that is drawn; of several cells in one place the rarest tag is shown
 _MOST_ENTRIES = 16
 _NOTHING, _LEFT_OUT = 254, 255
-_OTHER_COLOUR, _NOTHING_COLOUR = "#404040", "#F2F2F2"
+_OTHER_COLOUR, _NOTHING_COLOUR, _GREY_SCENE = "#404040", "#F2F2F2", "#B0B0B0"
 _OPACITY = 0.85  # of a cell's colour over the grey scene
 _EDGE = [withStroke(linewidth=4.5, foreground="black")]
 _ON_PICTURE: Any = {
@@ -132,9 +132,9 @@ def _figure(look: QuickLook, picture: Picture, title: str, lines: Sequence[str])
     side_by_side = picture.width < 2 * picture.height
     width, height = _size(picture, panels, side_by_side)
     text = [part for line in lines for part in textwrap.wrap(line, int(width * 14))]
-    entries = max(len(look.ground_counts), len(look.weather_counts))
-    legend_height = 0.2 * math.ceil(min(entries, _MOST_ENTRIES + 2) / 2) if side_by_side else 0
-    figure = new_figure(width, height + legend_height + 0.1 + 0.2 * len(text))
+    entries = 1 + max(len(look.ground_counts), len(look.weather_counts))
+    legend_height = 0.21 * math.ceil(min(entries, _MOST_ENTRIES + 3) / 2) if side_by_side else 0
+    figure = new_figure(width, height + legend_height + 0.4 + 0.2 * len(text))
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(text), x=0.01, ha="left", fontsize=8.5, color=GREY, linespacing=1.4)
     axes = list(figure.subplots(1, panels) if side_by_side else figure.subplots(panels, 1))
@@ -184,11 +184,14 @@ def _draw_classes(
     others = total - counts.get("", 0) - sum(count for *_, count in entries)
     entries += [("other labels", (*to_rgb(_OTHER_COLOUR), 1.0), others)] if others else []
     entries += [(nothing, table[_NOTHING], counts[""])] if counts.get("") else []
+    handles = [
+        Patch(facecolor=_over_white(colour), edgecolor=GREY, linewidth=0.5, label=f"{name}  {_share(count, total)}")
+        for name, colour, count in entries
+    ]
+    if (shown_RC == _LEFT_OUT).any():
+        handles.append(Patch(facecolor=_GREY_SCENE, edgecolor=GREY, linewidth=0.5, label="left out"))
     axes.legend(
-        handles=[
-            Patch(facecolor=_over_white(colour), edgecolor=GREY, linewidth=0.5, label=f"{name}  {_share(count, total)}")
-            for name, colour, count in entries
-        ],
+        handles=handles,
         fontsize=8.5,
         borderaxespad=0.3,
         handlelength=1.2,
