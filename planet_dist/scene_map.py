@@ -223,7 +223,15 @@ def _draw_picture(axes: Axes, picture: Picture) -> None:
             (x - right / 2, y - down / 2),
             arrowprops={"arrowstyle": "-|>", "color": "white", "linewidth": 2.0, "path_effects": _EDGE},
         )
-        axes.text(x - 0.75 * right, y - 0.75 * down, "N", ha="center", va="center", **_ON_PICTURE)
+        axes.annotate(
+            "N",
+            (x - right / 2, y - down / 2),
+            xytext=(-9 * picture.north[0], 9 * picture.north[1]),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            **_ON_PICTURE,
+        )
 
 
 def _show(axes: Axes, image: NDArray[Any], picture: Picture, alpha: float | None = None) -> None:
