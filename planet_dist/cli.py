@@ -2,8 +2,8 @@
 
     planet-dist recipes
     planet-dist predict RUN/bundle --images DIR --out FILE.csv
-    planet-dist export RUN/bundle --onnx FILE.onnx
     planet-dist predict RUN/bundle --scene FILE.tif --out map.geojson
+    planet-dist export RUN/bundle --onnx FILE.onnx
     planet-dist thresholds --predictions RUN/evaluation/predictions.npz --out thresholds.json
     planet-dist ensemble train --recipe paper1-ensemble --data DATASET --out DIR
     planet-dist ensemble combine RUN RUN RUN --rule vote --out DIR
