@@ -125,6 +125,9 @@ def map_scene(
     """
     check_suffix(out)
     _check(options)
+    quick_look = out.with_suffix(".png")
+    if path.resolve() in (out.resolve(), quick_look.resolve()):
+        raise SceneError(f"{path}: the map {out} and its quick-look {quick_look} would take its place; rename --out")
     form = bundle.description.image
     with open_scene(path, form, bands=options.bands, limits=options.limits, no_data=options.no_data) as scene:
         height, width = (options.chip, options.chip) if options.chip else (form.height, form.width)
@@ -149,7 +152,6 @@ def map_scene(
             writer.finish()
             picture = take_picture(scene, projector)
             lines = [*_lines(scene, grid, options, counts, picture), *_doubts(bundle.description, counts)]
-            quick_look = out.with_suffix(".png")
             draw_quick_look(quick_look, look, picture, path.name, lines)
     return MappedScene(out, quick_look, lines, counts)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from planet_dist.scene_grid import Window
 from planet_dist.scene_read import Scene
-from planet_dist.scene_shapes import Floats, Projector, coordinates, metres_between
+from planet_dist.scene_shapes import Floats, Projector, coordinates, metres_of
 from shards.errors import SceneError
 
 _MOST_SIDE_PIXELS = 800
@@ -102,7 +102,7 @@ def _on_the_ground(scene: Scene, projector: Projector) -> tuple[tuple[float, flo
     across_2, below_2 = _change(centre_2, right_2), _change(centre_2, down_2)
     north_2 = np.linalg.lstsq(np.stack([across_2, below_2], axis=1), np.array([0.0, 1.0]), rcond=None)[0]
     length = float(np.linalg.norm(north_2))
-    metres = metres_between(centre_2, right_2), metres_between(centre_2, down_2)
+    metres = metres_of(across_2, centre_2[1]), metres_of(below_2, centre_2[1])
     return metres, (float(north_2[0]) / length, float(north_2[1]) / length) if length else None
 
 

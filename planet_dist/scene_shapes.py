@@ -24,7 +24,7 @@ _WGS84 = "EPSG:4326"
 _DECIMALS = 7  # of a degree: a centimetre
 _MOST_SAG_PIXELS = 0.05
 _MOST_SEGMENTS = 64
-_EARTH_RADIUS_METRES = 6_371_008.8
+_SEMI_MAJOR_METRES, _ECCENTRICITY_SQUARED = 6_378_137.0, 6.69437999014e-3  # of WGS84
 
 
 def rings(transform: Any, windows: Sequence[Window], segments: int = 1) -> Floats:
@@ -79,12 +79,11 @@ class Projector:
         Raises:
             SceneError: there is no way from the one to the other.
         """
-        from rasterio.errors import RasterioError
         from rasterio.warp import transform
 
         try:
             lon, lat = transform(self.crs, _WGS84, *points_N2.T.tolist())
-        except RasterioError as error:
+        except Exception as error:  # GDAL's errors come through as classes without a public name
             raise self._unmappable(str(error)) from error
         degrees_N2 = np.array([lon, lat]).T
         if not np.isfinite(degrees_N2).all():
@@ -117,28 +116,28 @@ class Projector:
         Raises:
             SceneError: as for degrees.
         """
-        from rasterio.errors import RasterioError
         from rasterio.warp import transform_geom
 
         shapes = [{"type": "Polygon", "coordinates": [ring]} for ring in rings_NV2.tolist()]
         try:
             turned = transform_geom(self.crs, _WGS84, shapes, precision=_DECIMALS)
-        except RasterioError as error:
+        except Exception as error:  # as above
             raise self._unmappable(str(error)) from error
         return [_tidied(shape) for shape in turned]
 
     def _unmappable(self, reason: str) -> SceneError:
         return SceneError(
-            f"{self.where}: cannot be brought to longitude and latitude ({reason}); check its coordinate reference "
-            "system by gdalinfo, or give --out FILE.gpkg, which keeps the scene's own"
+            f"{self.where}: cannot be brought to longitude and latitude ({reason[:100]}); check its coordinate "
+            "reference system by gdalinfo, or give --out FILE.gpkg, which keeps the scene's own"
         )
 
 
-def metres_between(first_2: Floats, second_2: Floats) -> float:
-    """The distance of two points, longitude and latitude in degrees, on a sphere of the earth's mean radius."""
-    (lon_1, lat_1), (lon_2, lat_2) = np.radians(first_2), np.radians(second_2)
-    chord = math.sin((lat_2 - lat_1) / 2) ** 2 + math.cos(lat_1) * math.cos(lat_2) * math.sin((lon_2 - lon_1) / 2) ** 2
-    return 2 * _EARTH_RADIUS_METRES * math.asin(math.sqrt(min(chord, 1.0)))
+def metres_of(change_2: Floats, latitude: float) -> float:
+    """The length on WGS84's ellipsoid of a small change of longitude and latitude, all in degrees."""
+    flatter = 1 - _ECCENTRICITY_SQUARED * math.sin(math.radians(latitude)) ** 2
+    east = _SEMI_MAJOR_METRES / math.sqrt(flatter) * math.cos(math.radians(latitude))
+    north = _SEMI_MAJOR_METRES * (1 - _ECCENTRICITY_SQUARED) / flatter**1.5
+    return math.hypot(east * math.radians(change_2[0]), north * math.radians(change_2[1]))
 
 
 def _tidied(shape: dict[str, Any]) -> dict[str, Any]:

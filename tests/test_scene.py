@@ -362,6 +362,23 @@ def test_larger_chips_give_fewer_larger_cells(bundle: Bundle, scene: Path, tmp_p
     assert "64x64 pixels (19" in made.lines[0]
 
 
+def test_a_local_grid_is_mapped_in_its_own_coordinates_alone(bundle: Bundle, tmp_path: Path) -> None:
+    local = 'LOCAL_CS["mine grid",UNIT["metre",1]]'
+    path = write_scene(tmp_path / "mine.tif", paint(64, 64, []), crs=local)
+    with pytest.raises(SceneError, match=r"cannot be brought to longitude and latitude .*give --out FILE\.gpkg"):
+        map_scene(bundle, path, tmp_path / "map.geojson", STATED)
+    made = map_scene(bundle, path, tmp_path / "map.gpkg", STATED)
+    assert len(packaged(made.map)[0]) == made.counts.cells
+
+
+def test_a_map_never_takes_the_scenes_place(bundle: Bundle, tmp_path: Path) -> None:
+    path = write_scene(tmp_path / "scene.tif", paint(64, 64, []))
+    picture = path.rename(tmp_path / "map.png")
+    with pytest.raises(SceneError, match="would take its place; rename --out"):
+        map_scene(bundle, picture, tmp_path / "map.geojson", STATED)
+    assert picture.exists()
+
+
 def test_a_scene_without_a_place_on_earth_is_refused_with_the_remedy(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.warns(match="no geotransform"):
         path = write_scene(tmp_path / "bare.tif", paint(64, 64, []), crs=None, transform=Affine.identity())

@@ -131,7 +131,7 @@ def test_a_picture_averages_what_has_data_and_knows_its_scale_and_its_north(tmp_
         seen = take_picture(scene, Projector("s.tif", source.crs, NORTH_UP))
     assert seen.valid_HW.shape == (800, 400)
     assert seen.valid_HW[:400].all() and seen.valid_HW[400:, 200:].all() and not seen.valid_HW[400:, :200].any()
-    assert seen.metres_per_pixel == pytest.approx((3.0, 3.0), rel=0.01)
+    assert seen.metres_per_pixel == pytest.approx((3.0, 3.0), rel=0.002)
     assert seen.north == pytest.approx((0.0, -1.0), abs=0.01)
     # Pixels of 100 and 200 are 140 to 160 on average, two or three of them together.
     assert np.ptp(seen.colours_HWC[401:, 201:]) < 1e-6
