@@ -82,7 +82,8 @@ def _averaged(
     counted_HW = np.add.reduceat(np.add.reduceat(valid_HW.astype(np.float32), starts[0], axis=0), starts[1], axis=1)
     kept_HWB = np.where(valid_HW[..., None], values_HWB, 0).astype(np.float32)
     summed_HWB = np.add.reduceat(np.add.reduceat(kept_HWB, starts[0], axis=0), starts[1], axis=1)
-    return summed_HWB / np.maximum(counted_HW, 1)[..., None], counted_HW > 0
+    means_HWB: NDArray[np.float32] = (summed_HWB / np.maximum(counted_HW, 1)[..., None]).astype(np.float32)
+    return means_HWB, counted_HW > 0
 
 
 def _shown(names: Sequence[str]) -> tuple[str, str, str]:
