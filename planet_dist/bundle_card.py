@@ -55,7 +55,7 @@ def _summary(description: Description) -> tuple[list[str], list[str]]:
     items = [
         f"Input: {form.kind} chips, {form.bands} bands of {form.dtype} in the order {', '.join(form.band_order)}; "
         f"training chips had {form.height}x{form.width} pixels",
-        f"Decision: {'thresholds fitted by ' + description.thresholds.rule if many == 1 else together}",
+        f"Decision: {f'thresholds of the rule {description.thresholds.rule}' if many == 1 else together}",
         *([f"Rare labels: {', '.join(description.rare)}"] if description.rule == "any-rare" else []),
         "Output: a probability for each label, and the labels that are decided",
         f"Made by planet-dist {description.made_by}",

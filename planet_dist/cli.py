@@ -2,6 +2,7 @@
 
     planet-dist recipes
     planet-dist predict RUN/bundle --images DIR --out FILE.csv
+    planet-dist predict RUN/bundle --scene FILE.tif --out map.geojson
     planet-dist export RUN/bundle --onnx FILE.onnx
     planet-dist thresholds --predictions RUN/evaluation/predictions.npz --out thresholds.json
     planet-dist ensemble train --recipe paper1-ensemble --data DATASET --out DIR
@@ -27,6 +28,7 @@ import click
 
 from planet_dist.ensemble_cli import ensemble
 from planet_dist.runs_cli import compare, figures, report, runs
+from planet_dist.scene_cli import SceneRequest, predict_scene, scene_options
 from planet_dist.submit_cli import submit
 from planet_dist.tracking_cli import dashboard, sync
 from shards.errors import PlanetError
@@ -115,7 +117,6 @@ def recipes(name: str | None) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--images",
-    required=True,
     multiple=True,
     metavar="DIR|DATASET",
     help="A folder of images, or a dataset of planet-shard: its folder or URL; repeatable.",
@@ -124,12 +125,15 @@ def recipes(name: str | None) -> None:
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="FILE.csv: image_name,tags. FILE.parquet: probabilities and decisions too.",
+    help="FILE.csv: image_name,tags. FILE.parquet: probabilities and decisions too. Of a scene .geojson or .gpkg.",
 )
 @click.option("--sample", type=click.Path(path_type=Path), help="A sample submission: the names OUT has, in order.")
 @click.option("--turns", type=click.Choice(["1", "8"]), help="Views averaged for each chip.  [default: the bundle's]")
-def predict(bundle: Path, images: tuple[str, ...], out: Path, sample: Path | None, turns: Any) -> None:
-    """Apply a trained model to images.
+@scene_options
+def predict(
+    bundle: Path, images: tuple[str, ...], scene: SceneRequest | None, out: Path, sample: Path | None, turns: Any
+) -> None:
+    """Apply a trained model to images, or to a georeferenced scene (docs/scenes.md).
 
     Under accelerate launch (-m planet_dist.cli predict ...) many processes share the work, with the bytes of one. When
     it's stopped, the same command goes on. What could not be read is listed in OUT.rejected.csv, and the exit status
@@ -142,6 +146,12 @@ def predict(bundle: Path, images: tuple[str, ...], out: Path, sample: Path | Non
     from planet_dist.predict import find_ranks, predict_files
     from shards.progress import ProgressLine
 
+    views = None if turns is None else cast(Turns, int(turns))
+    if bool(images) == (scene is not None) or (scene is not None and sample is not None):
+        raise click.UsageError("give --images, or --scene without --sample")
+    if scene is not None:
+        predict_scene(bundle, scene, out, views)
+        return
     ranks = find_ranks()
     what = "predict" if ranks.count == 1 else f"predict (process 1 of {ranks.count})"
     line = nullcontext(None) if ranks.index else ProgressLine(what)
@@ -152,7 +162,7 @@ def predict(bundle: Path, images: tuple[str, ...], out: Path, sample: Path | Non
             out,
             ranks=ranks,
             sample=sample,
-            turns=None if turns is None else cast(Turns, int(turns)),
+            turns=views,
             progress=shown.update if shown else lambda done, total: None,
         )
     ranks.close()

@@ -7,6 +7,7 @@
     ├── DatasetError    a dataset is unfinished, damaged or of another version
     ├── ConfigError     a recipe, an override or a launch configuration cannot be used
     ├── RunError        a run folder, checkpoint or bundle cannot be used
+    ├── SceneError      a georeferenced scene cannot be read or mapped
     └── TrainingError   training cannot go on (a non-finite loss, a chip lost in evaluation)
 
 The command lines print these without a traceback and exit with status 1.
@@ -47,6 +48,10 @@ class ConfigError(PlanetError):
 
 class RunError(PlanetError):
     """A run folder, checkpoint or bundle that cannot be used."""
+
+
+class SceneError(PlanetError):
+    """A georeferenced scene that cannot be read or mapped."""
 
 
 class TrainingError(PlanetError):

@@ -34,6 +34,13 @@ LAYERS = [
     {"onnx_network", "predict_files", "predict_inputs", "report"},
     {"onnx_export", "predict_parts"},
     {"predict"},
+    # A georeferenced scene, from its file to its map.
+    {"scene_bands", "scene_grid"},
+    {"scene_read", "scene_shapes"},
+    {"scene_picture", "scene_write"},
+    {"scene_map"},
+    {"scene"},
+    {"scene_cli"},
     # Whole runs, then several of them.
     {"engine", "ensemble", "ensemble_tables"},
     {"ensemble_train"},

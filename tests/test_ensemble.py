@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sklearn.metrics import fbeta_score
 
+from planet_dist.bundle import Bundle
 from planet_dist.bundle_files import load_bundle, write_bundle
 from planet_dist.cli import main
 from planet_dist.combination import COMBINATION_RULES, CombinationRule
@@ -26,7 +27,6 @@ from planet_dist.ensemble_train import (
     train_ensemble,
 )
 from planet_dist.metrics import Bools, Floats
-from planet_dist.predict import predict_folder
 from planet_dist.predictions import read_predictions
 from planet_dist.thresholds import RULES
 from shards.errors import ConfigError, RunError, TrainingError
@@ -114,7 +114,8 @@ def test_the_bundle_decides_as_the_evaluation_says(
     for run, tensors in zip(runs, weights, strict=True):
         _, (alone,) = load_bundle(run / "bundle")
         assert all((alone[name] == value).all() for name, value in tensors.items())
-    assert len(predict_folder(tmp_path / "out" / "bundle", chips / "train-jpg").keys) == 120
+    answers = Bundle.load(tmp_path / "out" / "bundle").predict([dataset.pixels(i) for i in range(20)])
+    assert answers.probabilities_NC.shape == (20, 17)
 
 
 def test_the_means_predictions_and_all_figures_are_written(runs: list[Path], tmp_path: Path) -> None:

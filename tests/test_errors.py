@@ -12,11 +12,14 @@ from shards.errors import (
     PlanetError,
     Problem,
     RunError,
+    SceneError,
     TrainingError,
 )
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DatasetError, DecodeError, InputError, RunError, TrainingError])
+@pytest.mark.parametrize(
+    "kind", [ConfigError, DatasetError, DecodeError, InputError, RunError, SceneError, TrainingError]
+)
 def test_every_error_of_a_user_is_caught_as_one_kind(kind: type[Exception]) -> None:
     assert issubclass(kind, PlanetError) and issubclass(kind, ValueError)
 
