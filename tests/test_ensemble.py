@@ -103,9 +103,7 @@ def test_each_member_stands_beside_the_combinations_with_its_own_score(runs: lis
     assert np.isnan(evaluation.member_f2_MC[2, 1:]).all()
 
 
-def test_the_bundle_decides_as_the_evaluation_says(
-    runs: list[Path], dataset: Dataset, chips: Path, tmp_path: Path
-) -> None:
+def test_the_bundle_decides_as_the_evaluation_says(runs: list[Path], dataset: Dataset, tmp_path: Path) -> None:
     evaluation = combine_runs(runs, "vote", tmp_path / "out")
     bundle, weights = load_bundle(tmp_path / "out" / "bundle")
     assert [one.name for one in bundle.members] == ["a", "b", "agriculture"]
