@@ -135,6 +135,10 @@ def test_a_judged_runs_bundle_holds_the_weights_that_were_judged(
     assert bundle.thresholds == evaluation.chosen
     assert bundle.dataset_digest == data.dataset.digest
     assert bundle.members[0].speaks_for == data.labels
+    protocol = bundle.members[0].protocol
+    assert protocol["split"].startswith(config.data.split) and protocol["seed"] == str(config.seed)
+    card = (run.bundle / "MODEL_CARD.md").read_text()
+    assert f"{evaluation.chosen.rule} (this bundle) | {evaluation.chosen_score.cross_fitted_f2:.4f} |" in card
 
 
 def test_judging_twice_leaves_the_same_bytes(judged: tuple[Config, Data, RunFolder, Logits, Path]) -> None:
