@@ -225,16 +225,19 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
     settings = _table("Configuration", ("key", "A", "B"))
     for key, first, second in found.settings:
         settings.add_row(Text(key), Text(_shown(first)), Text(_shown(second)))
-    console.print(settings if found.settings else "Configuration: the same\n")
+    console.print(settings if found.settings else "Configuration: the same")
+    console.print()
     figures = _table("Results", ("figure", "A", "B"))
     for name, *pair in found.figures:
-        figures.add_row(name, *(f"{value:,.4f}".rstrip("0").rstrip(".") for value in pair))
+        figures.add_row(name, *(f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}" for value in pair))
     console.print(figures)
+    console.print()
     labels = _table("F2 of each label (* the interval leaves 0 out)", ("label", "A", "B", "B - A", "95% interval", ""))
     for label, one in sorted(found.labels.items(), key=lambda pair: -abs(pair[1].lead)):
         labels.add_row(Text(label), *_cells(one), style="bold" if one.significant else None)
     console.print(labels)
-    console.print(Text(verdict(found)), soft_wrap=True)
+    console.print()
+    console.print(Text(verdict(found)))
 
 
 def verdict(found: Comparison) -> str:

@@ -222,7 +222,11 @@ class Progress:
         grid = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(3):
             grid.add_column(no_wrap=True, overflow="ellipsis")
-        grid.add_row(place, ProgressBar(total=1.0, completed=share, width=_BAR_COLUMNS), Text(line))
+        grid.add_row(
+            place,
+            ProgressBar(total=1.0, completed=share, width=_BAR_COLUMNS, complete_style="blue", finished_style="blue"),
+            Text(line),
+        )
         self._live.update(grid, refresh=True)
 
 

@@ -49,7 +49,7 @@ class Terminal:
         self.live: list[str] = []
 
     def run(self, command: str) -> None:
-        """Types a command and runs it to its end; `live` keeps the last screen with a live line on it."""
+        """Types a command and runs it to its end; `live` keeps the last screen of its fifth epoch."""
         self._stream.feed(f"\x1b[1m$ {command}\x1b[0m\r\n".encode())
         main, side = pty.openpty()
         fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.lines, COLUMNS, 0, 0))
@@ -61,7 +61,7 @@ class Terminal:
         with contextlib.suppress(OSError):
             while data := os.read(main, 4096):
                 self._stream.feed(data)
-                if any("\u2501" in line and "left" in line for line in self.screen.display):
+                if any("\u2501" in line and "left" in line and "epoch 5/" in line for line in self.screen.display):
                     self.live = self.drawn()
         os.close(main)
         if child.wait():
@@ -149,7 +149,7 @@ def main() -> None:
     killed_run("cut-off")
     Terminal().run(TRAIN.format(name="short") + " phases.0.epochs=2 seed=1")
     training = Terminal()
-    training.run(TRAIN.format(name="first") + " phases.0.epochs=8")
+    training.run(TRAIN.format(name="first") + " phases.0.epochs=6")
     lists = Terminal()
     lists.run("planet-dist runs build/screenshots/runs")
     compared = Terminal(rows=42)
