@@ -155,11 +155,14 @@ def _log_anew(
             logged.summary.update(summary)
             logged.log_artifact(bundle_artifact(run.bundle, run_id, summary), aliases=["best"])
         logged.finish()
+        wandb.teardown()  # W&B's own process still holds the end of its file, and writes it when it's asked to end
     finally:
         for name, value in before.items():
             del os.environ[name]
             os.environ |= {} if value is None else {name: value}
     (folder,) = (made / "wandb").glob(f"offline-run-*-{run_id}")
+    if not any(record.HasField("exit") for record in read_records(folder / f"run-{run_id}.wandb")):
+        raise RunError(f"{folder}: W&B's own process ended before it had written all; run the command again")
     return folder
 
 

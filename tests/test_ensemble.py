@@ -250,7 +250,7 @@ def test_all_members_are_trained_by_one_command_which_goes_on_where_it_stopped(
         str(out / "members" / f"{i}-small-resnet-32") for i in range(2)
     ]
     assert all('tracking.group="out"' in command for command in commands)
-    (fold, _) = train("data.split=kfold:5/0", "--dry-run").stdout.splitlines()
+    (fold, _) = train("data.split=kfold:5/0", "seed=0", "--dry-run").stdout.splitlines()
     assert f'tracking.group="{tmp_path.name}-out"' in shlex.split(fold)
     assert not out.exists()
     done = train()

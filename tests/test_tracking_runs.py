@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 
@@ -24,10 +20,10 @@ from planet_dist.tracking_names import AXIS, definitions
 from planet_dist.tracking_starts import Start, read_starts
 from planet_dist.tracking_sync import rebuild_run, send_folder, send_run
 from shards.reader import Dataset
-from tests.conftest import REPOSITORY
+from tests.conftest import launch
 from tests.wandb_server import Service, serving
 
-STEPS, EPOCH = 66, 22
+STEPS, EPOCH, KILLED = 66, 22, 31
 WORDS = [
     "data.split=tail:32",
     "model.width=4",
@@ -74,10 +70,9 @@ def watched(
 ) -> Iterator[Watched]:
     run = tmp_path_factory.mktemp("runs") / "watched"
     words = ["--recipe", "small-resnet-32", "--data", str(dataset.root), "--out", str(run), "--resume", "auto", *WORDS]
-    one_process = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", "bf16"]
-    command = [sys.executable, *one_process, "planet_dist/train.py", *words]
     with serving() as service:
-        _kill_after_step(command, run, 30)
+        killed = launch("tests/ranks_killed.py", str(KILLED), *words, ranks=1, timeout_seconds=400)
+        assert killed.returncode != 0 and len(steps_of(run)) == KILLED, killed.stderr
         key = {"WANDB_BASE_URL": service.address, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
         with pytest.MonkeyPatch.context() as patch:
             for name, value in key.items():
@@ -85,7 +80,7 @@ def watched(
             run_id = send_run(run, send_folder)
             assert run_id is not None
             sent_early = [row["_step"] for _, row in sorted(service.rows[run_id].items())]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+        done = launch("planet_dist/train.py", *words, ranks=1, timeout_seconds=400)
         assert done.returncode == 0, done.stderr
         with pytest.MonkeyPatch.context() as patch:
             for name, value in key.items():
@@ -94,22 +89,12 @@ def watched(
         yield Watched(run, read_starts(RunFolder(run)), service, sent_early)
 
 
-def _kill_after_step(command: list[str], run: Path, step: int) -> None:
-    log = run / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
-        try:
-            while not log.exists() or f'"step": {step},' not in log.read_text():
-                assert time.monotonic() < deadline and launcher.poll() is None
-                time.sleep(0.005)
-        finally:
-            family = psutil.Process(launcher.pid).children(recursive=True)
-            launcher.kill()
-    assert not psutil.wait_procs(family, timeout=60)[1], "W&B's own process ends with the rank that started it"
-
-
 def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of(run: Path) -> list[int]:
+    return [line["step"] for line in lines(run) if line["kind"] == "train"]
 
 
 def values(record: Any) -> dict[str, Any]:
@@ -167,7 +152,7 @@ def test_a_killed_and_resumed_run_arrives_as_one_run_with_every_step_once(watche
     (run_id,) = watched.service.runs
     rows = [row for _, row in sorted(watched.service.rows[run_id].items())]
     assert [row["_step"] for row in rows] == list(range(1, STEPS + 1))
-    assert watched.sent_early == list(range(1, len(watched.sent_early) + 1)) and 30 <= len(watched.sent_early) < 44
+    assert watched.sent_early == list(range(1, KILLED + 1))
     runtimes = [row["_runtime"] for row in rows]
     assert runtimes == sorted(runtimes)
 
