@@ -1,6 +1,7 @@
 """The command `planet-dist`.
 
     planet-dist recipes
+    planet-dist doctor --data DATASET --recipe paper1-resnet50
     planet-dist predict RUN/bundle --images DIR --out FILE.csv
     planet-dist predict RUN/bundle --scene FILE.tif --out map.geojson
     planet-dist export RUN/bundle --onnx FILE.onnx
@@ -26,6 +27,7 @@ from typing import Any
 
 import click
 
+from planet_dist.doctor_cli import doctor
 from planet_dist.ensemble_cli import ensemble
 from planet_dist.runs_cli import compare, figures, report, runs
 from planet_dist.scene_cli import SceneRequest, predict_scene, scene_options
@@ -272,7 +274,7 @@ def reproduce(
         raise click.ClickException("\n".join(f"{one.row.name}: {one.reason}" for one in made.failed))
 
 
-for command in (compare, dashboard, ensemble, figures, report, runs, submit, sync):
+for command in (compare, dashboard, doctor, ensemble, figures, report, runs, submit, sync):
     main.add_command(command)
 
 

@@ -13,13 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import nn
 from webdataset.pipeline import DataPipeline
 
-from planet_dist.augment import Preprocess
+from planet_dist.assembly import assemble
 from planet_dist.checkpoint import (
     Best,
     Checkpoint,
@@ -40,14 +38,15 @@ from planet_dist.evaluate import Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.liveness import Watch
-from planet_dist.losses import build_loss
-from planet_dist.models import build_model, count_parameters
-from planet_dist.progress import Meter, Progress, Stretch
+from planet_dist.models import count_parameters
+from planet_dist.progress import Progress, Stretch
 from planet_dist.provenance import LIBRARIES
 from planet_dist.report import warn_of_failure, write_epoch_report, write_final_report
 from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stopping import Wish, Wishes
+from planet_dist.stopwatch import Stopwatch
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
+from planet_dist.traces import Trace
 from planet_dist.tracking import Tracker, tracking_mode
 from planet_dist.tracking_names import results
 from shards.errors import TrainingError
@@ -79,13 +78,11 @@ class _Taken:
 
     Attributes:
         images: of the global batch.
-        waited: seconds, for the batch.
     """
 
     place: Position
     total_steps: int
     images: int
-    waited: float
 
 
 class Trainer:
@@ -94,6 +91,7 @@ class Trainer:
     Args:
         checkpoint: to go on from, or None.
         watch: that hears how far this rank has come.
+        profile_steps: that each rank writes a trace of; it changes nothing else.
     """
 
     def __init__(
@@ -105,39 +103,13 @@ class Trainer:
         accelerator: Accelerator,
         checkpoint: Checkpoint | None,
         watch: Watch,
+        *,
+        profile_steps: int = 0,
     ) -> None:
         self.config, self.data, self.run, self.tracker, self.accelerator = config, data, run, tracker, accelerator
         self.checkpoint, self.watch = checkpoint, watch
-        manifest = data.dataset.manifest
-        self.preprocess = Preprocess(
-            config.data,
-            manifest.image.pixels,
-            manifest.mean,
-            manifest.std,
-            augment=config.augment,
-            seed=config.seed,
-            device=accelerator.device,
-        )
-        torch.manual_seed(config.seed)
-        model = build_model(
-            config.model,
-            len(data.labels),
-            manifest.image.bands,
-            self.preprocess.side,
-            manifest.image.band_order,
-        )
-        if checkpoint is not None:
-            model.load_state_dict(checkpoint.model)
-        self.model = model.to(accelerator.device).to(memory_format=torch.channels_last)
-        trained_NC = data.targets_NC[data.split.train_ids].astype(np.int64)
-        self.loss = build_loss(
-            config.loss,
-            len(data.labels),
-            manifest.vocabulary,
-            trained_NC.sum(axis=0),
-            trained_NC.T @ trained_NC,
-            len(trained_NC),
-        ).to(accelerator.device)
+        parts = assemble(config, data, accelerator.device, checkpoint.model if checkpoint else None)
+        self.preprocess, self.model, self.loss = parts.preprocess, parts.model, parts.loss
         self.plans = [data.plan(config, phase) for phase in config.phases]
         state = checkpoint.state if checkpoint else None
         self.total_steps = state.total_steps if state else 0
@@ -151,7 +123,9 @@ class Trainer:
         pairs = zip(config.phases, self.plans, strict=True)
         stretches = [Stretch(phase.epochs, plan.steps_per_epoch) for phase, plan in pairs]
         self.progress = Progress(shown=self.main, phases=stretches, mode=config.tracking.terminal)
-        self.meter = Meter(since=time.perf_counter())
+        self.threads = decode_threads(config.data.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.stopwatch = Stopwatch(accelerator.device, self.threads, on=self.main, traced=profile_steps > 0)
+        self.trace = Trace(run.profile, accelerator.process_index, profile_steps)
         self.taken: deque[_Taken] = deque()
         self.val_decoded = self._decoded(config.evaluate.batch_size)
 
@@ -174,6 +148,7 @@ class Trainer:
                 self._train_phase(number, position if number == position.phase else Position(number))
         finally:
             self.progress.close()
+            self.trace.close()
         weights = self._load_best()
         logits = self._infer(self.model, self.config.evaluate.turns)
         if not self.main:
@@ -197,6 +172,7 @@ class Trainer:
             self.accelerator,
             steps_per_epoch=plan.steps_per_epoch,
             seed=self.config.seed,
+            watch=self.stopwatch,
         )
         self._restore(learner, position)
         trainable, frozen = count_parameters(self.model)
@@ -215,33 +191,36 @@ class Trainer:
             rank=rank,
             num_ranks=num_ranks,
         )
-        decoded = self._decoded(plan.largest_rank_batch(num_ranks))
-        batches = iter(DataPipeline(source, decoded, OnDevice(self.accelerator.device)))
+        decoded = self._decoded(plan.largest_rank_batch(num_ranks), self.stopwatch)
+        batches = iter(DataPipeline(source, decoded, OnDevice(self.accelerator.device, self.stopwatch)))
         while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
+            with self.stopwatch.waiting():
+                batch = next(batches, None)
             if batch is None:
                 break
-            waited = time.perf_counter() - asked
             epoch = batch.epoch - earlier
             done = epoch * plan.steps_per_epoch + batch.step
             length = plan.batch_length(batch.step)
             self.watch.beat(f"step {self.total_steps + 1}")
-            learner.step(batch, done, length, self.wishes.now())
+            with self.stopwatch.computing():
+                learner.step(batch, done, length, self.wishes.now())
             self.total_steps += 1
             place = Position(number, epoch, batch.step + 1)
-            self.taken.append(_Taken(place, self.total_steps, length, waited))
+            self.taken.append(_Taken(place, self.total_steps, length))
+            self.stopwatch.lap(length)
             wish = self._read_results(learner, unread=1)
+            self.trace.step()
             at_end = place.step == plan.steps_per_epoch
             every = self.config.runtime.checkpoint_steps
             if at_end or wish.save or wish.stop or (every and self.total_steps % every == 0):
                 # Nothing is judged or saved before all that led to it is known to be sound.
                 wish |= self._read_results(learner, unread=0)
-                if at_end:
-                    # While this rank validates, its threads decode the next epoch's first batches.
-                    self._end_epoch(learner, Position(number, epoch + 1))
-                else:
-                    self._save(learner, place)
+                with self.stopwatch.paused():
+                    if at_end:
+                        # While this rank validates, its threads decode the next epoch's first batches.
+                        self._end_epoch(learner, Position(number, epoch + 1))
+                    else:
+                        self._save(learner, place)
             if wish.stop:
                 raise Stopped(self.wishes.reason, self.total_steps)
         learner.close()
@@ -358,13 +337,13 @@ class Trainer:
         if not self.main:
             return
         place, total_steps = taken.place, taken.total_steps
-        self.meter.add(taken.images, taken.waited)
-        self.progress.step(place.epoch, place.step, result.loss, taken.images, taken.waited)
+        waited = self.stopwatch.read_lap()
+        self.progress.step(place.epoch, place.step, result.loss, taken.images, waited)
         if total_steps % self.config.runtime.log_every_steps == 0:
             self.run.hold()
             where_in_run = {"phase": place.phase, "epoch": place.epoch, "step": total_steps}
             self._record({"kind": "train", **where_in_run, **result.figures()})
-            rates = {"kind": "train", **where_in_run, **self.meter.read(), "time": time.time()}
+            rates = {"kind": "train", **where_in_run, **self.stopwatch.rates(), "time": time.time()}
             self.timing.append(rates)
             self.tracker.time(rates)
 
@@ -372,12 +351,13 @@ class Trainer:
         self.metrics.append(line)
         self.tracker.record(line)
 
-    def _decoded(self, largest_batch: int) -> DecodedBatches:
+    def _decoded(self, largest_batch: int, watch: Stopwatch | None = None) -> DecodedBatches:
         return DecodedBatches(
             self.data.dataset,
             self.data.targets_NC,
             largest_batch,
-            threads=decode_threads(self.config.data.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            threads=self.threads,
             prefetch_batches=self.config.data.prefetch_batches,
             pinned=self.accelerator.device.type == "cuda",
+            watch=watch,
         )

@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from shards.errors import ConfigError
 from shards.workers import die_with_parent
@@ -30,12 +34,19 @@ class Launch:
         num_processes: over all machines; 0 where nothing was said.
         device: "cpu", "gpu", or "any" where nothing was said.
         mixed_precision: "no", "bf16" or "fp16".
+        num_machines: over which the processes are spread.
     """
 
     source: str
     num_processes: int
     device: str
     mixed_precision: str
+    num_machines: int = 1
+
+    @property
+    def processes_per_host(self) -> int:
+        """The most processes that a machine gets; 0 where nothing was said."""
+        return -(-self.num_processes // self.num_machines)
 
 
 def end_with_launcher() -> None:
@@ -95,12 +106,14 @@ def read_launch(arguments: list[str]) -> Launch:
         "cpu" if args.cpu else "any",
         args.mixed_precision,
     )
+    num_machines = args.num_machines or 1
     if path is not None:
         file = load_config_from_file(path)
         num_processes = num_processes or file.num_processes or 0
+        num_machines = args.num_machines or file.num_machines or 1
         device = "cpu" if args.cpu or file.use_cpu else "gpu"
         precision = precision or file.mixed_precision
-    return Launch(path or "the command line", num_processes, device, str(precision or "no"))
+    return Launch(path or "the command line", num_processes, device, str(precision or "no"), num_machines)
 
 
 def check_launch(launch: Launch | None) -> bool:
@@ -112,9 +125,8 @@ def check_launch(launch: Launch | None) -> bool:
     Raises:
         ConfigError: another number of processes, another device, or a precision that the device lacks.
     """
-    has_gpu = torch.cuda.is_available()
     if launch is None:
-        return not has_gpu
+        return not torch.cuda.is_available()
     running = int(os.environ.get("WORLD_SIZE", "1"))
     if launch.num_processes and running != launch.num_processes:
         raise ConfigError(
@@ -122,15 +134,28 @@ def check_launch(launch: Launch | None) -> bool:
             "back in silence. Use a file with distributed_type: MULTI_GPU (it serves the CPU too), such as "
             "launch/cpu.yaml, and do not pass --cpu"
         )
+    return check_hardware(launch, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def check_hardware(launch: Launch, local_processes: int) -> bool:
+    """Holds a launch of so many processes on this host against its devices.
+
+    Returns:
+        Whether it computes on the CPU.
+
+    Raises:
+        ConfigError: a device that isn't there, fewer GPUs than processes, or a precision that the device lacks.
+    """
+    has_gpu = torch.cuda.is_available()
     if launch.device == "gpu" and not has_gpu:
         raise ConfigError(
             f"{launch.source} asks for GPUs, and torch sees none (built for CUDA {torch.version.cuda}); "
             "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use launch/cpu.yaml"
         )
     on_cpu = launch.device == "cpu" or not has_gpu
-    if not on_cpu and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
+    if not on_cpu and local_processes > torch.cuda.device_count():
         raise ConfigError(
-            f"{launch.source} asks for {os.environ['LOCAL_WORLD_SIZE']} processes on this host, which has "
+            f"{launch.source} asks for {local_processes} processes on this host, which has "
             f"{torch.cuda.device_count()} GPU(s); give it one process a GPU"
         )
     if launch.mixed_precision not in ("no", "bf16", "fp16"):
@@ -140,3 +165,21 @@ def check_launch(launch: Launch | None) -> bool:
     if launch.mixed_precision == "fp16" and on_cpu:
         raise ConfigError(f"{launch.source}: mixed_precision fp16 needs a GPU; use bf16 or no on a CPU")
     return on_cpu
+
+
+def make_accelerator(*, on_cpu: bool, timeout_minutes: float, **tracking: Any) -> Accelerator:
+    """The Accelerator that a run trains with.
+
+    Args:
+        timeout_minutes: that a rank waits for another.
+        tracking: where Accelerate shall log.
+    """
+    return Accelerator(
+        cpu=on_cpu,
+        # Buffers are made equal before they are used (Learner.share_buffers), not at every step.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+        ],
+        **tracking,
+    )

@@ -33,6 +33,11 @@ def default_launch_file() -> Path:
     return path
 
 
+def launcher(launch_file: Path) -> list[str]:
+    """The words that start processes as a launch file says; what they shall run comes after them."""
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
+
+
 def training_command(
     recipe: str, data: str | Path, out: Path, overrides: Sequence[str], launch_file: Path
 ) -> list[str]:
@@ -45,9 +50,8 @@ def training_command(
         overrides: "section.key=value".
         launch_file: for accelerate launch.
     """
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
     run = ["--recipe", recipe, "--data", str(data), "--out", str(out), "--resume", "auto"]
-    return [*launcher, str(_PACKAGE / "train.py"), *run, *overrides]
+    return [*launcher(launch_file), str(_PACKAGE / "train.py"), *run, *overrides]
 
 
 def run_training(command: Sequence[str], what: str) -> None:

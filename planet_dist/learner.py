@@ -23,6 +23,7 @@ from planet_dist.ema import MovingAverage
 from planet_dist.losses import Loss
 from planet_dist.models import Network, set_trainable
 from planet_dist.stopping import Wish
+from planet_dist.stopwatch import Stopwatch
 from planet_dist.stream import Batch
 from shards.errors import ConfigError, TrainingError
 
@@ -100,6 +101,7 @@ class Learner:
     Args:
         model: unwrapped, on the device, in channels_last.
         seed: of dropout; each step's draws are a function of (seed, epoch, step, rank).
+        watch: counts the time of exchange between ranks.
 
     Raises:
         ConfigError: the batch cannot be divided among the ranks.
@@ -115,6 +117,7 @@ class Learner:
         *,
         steps_per_epoch: int,
         seed: int,
+        watch: Stopwatch | None = None,
     ) -> None:
         if phase.batch_size < accelerator.num_processes * phase.accumulate:
             raise ConfigError(
@@ -127,7 +130,8 @@ class Learner:
         self.average = MovingAverage(model, phase.ema_decay) if phase.ema_decay else None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.wrapped, self.optimizer = accelerator.prepare(model, make_optimizer(phase, trained))
-        self._trained = trained
+        self._trained, self._watch = trained, watch or Stopwatch.off()
+        self._watch.follow(self.wrapped)
         # 1 from the first step on that was not sound: fused optimizers then change nothing.
         self._halted = torch.zeros((), device=accelerator.device)
         if accelerator.scaler is None:
@@ -255,7 +259,8 @@ class Learner:
         """Over all ranks, float64 (4,): sum of the losses, bad ones, wishes to save, wishes to stop."""
         wanted = torch.tensor([wish.save, wish.stop], dtype=torch.float64).to(loss_B.device, non_blocking=True)
         own = torch.cat([torch.stack([loss_B.sum(dtype=torch.float64), bad_B.sum().double()]), wanted])
-        totals: torch.Tensor = self.accelerator.reduce(own, "sum")
+        with self._watch.exchanging():
+            totals: torch.Tensor = self.accelerator.reduce(own, "sum")
         return totals
 
     def _halt_if(self, unsound: torch.Tensor) -> None:

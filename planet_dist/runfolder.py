@@ -6,6 +6,7 @@ RUN/timing.jsonl     what differs from run to run: rates, waits, times of day
 RUN/checkpoints/     planet_dist.checkpoint
 RUN/evaluation/      predictions.npz, thresholds.json, metrics.json of the best checkpoint
 RUN/bundle/          planet_dist.bundle
+RUN/profile/         planet_dist.traces, where one was asked for
 RUN/start.json       which start of the run may write here: the newest; and how and where it was started
 RUN/stopped.json     why the last start ended before the run did; launchers lose exit codes
 RUN/failed.json      the error that ended the last start, if it could say so
@@ -45,6 +46,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.evaluation = root / "evaluation"
         self.bundle = root / "bundle"
+        self.profile = root / "profile"
         self.stopped = root / "stopped.json"
         self.failed = root / "failed.json"
         self.start = root / "start.json"

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from planet_dist.plan import Plan
+from planet_dist.stopwatch import Stopwatch
 from shards.reader import Dataset
 from shards.workers import available_cores
 
@@ -102,6 +103,7 @@ class DecodedBatches:
         threads: that decode; decoding releases the interpreter lock.
         prefetch_batches: decoded ahead; the ring holds one more, which the consumer has.
         pinned: page-locked memory, for asynchronous copies to a device.
+        watch: counts the threads' time.
     """
 
     def __init__(
@@ -113,11 +115,13 @@ class DecodedBatches:
         threads: int,
         prefetch_batches: int,
         pinned: bool = False,
+        watch: Stopwatch | None = None,
     ) -> None:
         form = dataset.manifest.image
         shape = (largest_batch, form.height, form.width, form.bands)
         dtype = getattr(torch, form.dtype)
         self.dataset, self.targets_NC, self.threads = dataset, targets_NC, threads
+        self.watch = watch or Stopwatch.off()
         self.ring = [torch.empty(shape, dtype=dtype, pin_memory=pinned) for _ in range(prefetch_batches + 1)]
 
     def __call__(self, steps: Iterable[Step]) -> Iterator[Batch]:
@@ -154,7 +158,9 @@ class DecodedBatches:
         # NumPy's view, made once: a tensor's own indexing costs as much as decoding a small chip.
         images_BHWC = self.ring[slot].numpy()
         return [
-            pool.submit(self._decode, step.ids_B[start : start + _CHIPS_PER_TASK], images_BHWC[start:])
+            pool.submit(
+                self.watch.decode, self._decode, step.ids_B[start : start + _CHIPS_PER_TASK], images_BHWC[start:]
+            )
             for start in range(0, len(step.ids_B), _CHIPS_PER_TASK)
         ]
 
@@ -172,29 +178,33 @@ class DecodedBatches:
 
 
 class OnDevice:
-    """Copies batches to a device, one ahead of the consumer, on a stream of its own where there is one."""
+    """Copies batches to a device, one ahead of the consumer, on a stream of its own where there is one.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        device: where they go.
+        watch: counts the time of copying.
+    """
+
+    def __init__(self, device: torch.device, watch: Stopwatch | None = None) -> None:
+        self.device, self.watch = device, watch or Stopwatch.off()
 
     def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         if self.device.type != "cuda":
             for batch in batches:
-                yield replace(
-                    batch,
-                    images_BHWC=batch.images_BHWC.to(self.device),
-                    targets_BC=batch.targets_BC.to(self.device),
-                )
+                with self.watch.copying():
+                    images_BHWC, targets_BC = batch.images_BHWC.to(self.device), batch.targets_BC.to(self.device)
+                yield replace(batch, images_BHWC=images_BHWC, targets_BC=targets_BC)
             return
         side = torch.cuda.Stream(self.device)
         waiting: tuple[Batch, torch.cuda.Event] | None = None
         for batch in batches:
             with torch.cuda.stream(side):
-                copied = replace(
-                    batch,
-                    images_BHWC=batch.images_BHWC.to(self.device, non_blocking=True),
-                    targets_BC=batch.targets_BC.pin_memory().to(self.device, non_blocking=True),
-                )
+                with self.watch.copying():
+                    copied = replace(
+                        batch,
+                        images_BHWC=batch.images_BHWC.to(self.device, non_blocking=True),
+                        targets_BC=batch.targets_BC.pin_memory().to(self.device, non_blocking=True),
+                    )
                 done = torch.cuda.Event()
                 done.record(side)
             if waiting is not None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,12 +57,21 @@ class _Command(click.Command):
     show_default=True,
     help="auto goes on from the newest checkpoint in --out, or starts when there is none.",
 )
+@click.option(
+    "--profile",
+    "profile_steps",
+    metavar="STEPS",
+    type=click.IntRange(min=1),
+    help="Write a trace of so many steps into OUT/profile, for ui.perfetto.dev; the run is the same.",
+)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-def main(recipe: str, data: str, out: Path, resume: Resume, overrides: tuple[str, ...]) -> None:
+def main(
+    recipe: str, data: str, out: Path, resume: Resume, profile_steps: int | None, overrides: tuple[str, ...]
+) -> None:
     """Train a model on a dataset; run it with accelerate launch."""
     sys.argv[1:] = [redact(word, data) for word in sys.argv[1:]]  # W&B keeps the command line
     try:
-        train(load_config(recipe, overrides), data, out, resume, recipe)
+        train(load_config(recipe, overrides), data, out, resume, recipe, profile_steps=profile_steps or 0)
     except PlanetError as error:
         # What is wrong with the input is wrong on every rank; one of them says it.
         if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, ConfigError | RunError | TrainingError):
@@ -71,16 +79,16 @@ def main(recipe: str, data: str, out: Path, resume: Resume, overrides: tuple[str
         sys.exit(1)
 
 
-def train(config: Config, data_location: str, out: Path, resume: Resume, recipe: str) -> None:
+def train(
+    config: Config, data_location: str, out: Path, resume: Resume, recipe: str, *, profile_steps: int = 0
+) -> None:
     """Runs a configuration from its first step, or its newest checkpoint, to its bundle."""
     import torch
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     from planet_dist.data import open_data
     from planet_dist.ending import failure_told, show_finished, show_stopped
     from planet_dist.engine import Stopped, Trainer, run_identity
-    from planet_dist.launched import check_launch, end_with_launcher, find_launch
+    from planet_dist.launched import check_launch, end_with_launcher, find_launch, make_accelerator
     from planet_dist.liveness import Watch
     from planet_dist.provenance import describe_start
     from planet_dist.runfolder import RunFolder
@@ -92,16 +100,10 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, recipe:
     on_cpu = check_launch(find_launch())
     run.check(resume)
     torch.set_num_threads(config.runtime.compute_threads)
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        log_with="wandb",
-        project_dir=str(out),
-        # Buffers are made equal before they are used (Learner.share_buffers), not at every step.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            # Longer than the watch's, which can name the rank that the others wait for.
-            InitProcessGroupKwargs(timeout=timedelta(minutes=config.runtime.timeout_minutes + 1)),
-        ],
+    # Its own timeout is longer than the watch's, which can name the rank that the others wait for.
+    timeout_minutes = config.runtime.timeout_minutes + 1
+    accelerator = make_accelerator(
+        on_cpu=on_cpu, timeout_minutes=timeout_minutes, log_with="wandb", project_dir=str(out)
     )
     data = open_data(config, data_location)
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
@@ -117,7 +119,8 @@ def train(config: Config, data_location: str, out: Path, resume: Resume, recipe:
         run_id = checkpoint.state.tracker_id if checkpoint else None
         tracker = Tracker(accelerator, config, run, name=f"{recipe}-{out.name}", run_id=run_id)
         try:
-            evaluation = Trainer(config, data, run, tracker, accelerator, checkpoint, watch).train()
+            trainer = Trainer(config, data, run, tracker, accelerator, checkpoint, watch, profile_steps=profile_steps)
+            evaluation = trainer.train()
         except Stopped as stopped:
             if accelerator.is_main_process:
                 run.write_stopped(stopped.reason, stopped.total_steps)

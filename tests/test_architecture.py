@@ -17,6 +17,7 @@ LAYERS = [
     # What was asked for and what is known, each by itself.
     {"backbones", "charts", "checkpoint", "config", "ema", "figures_style", "interop", "launched", "launching"},
     {"liveness", "metrics", "page_style", "papers", "plan", "progress", "split", "stopping"},
+    {"stopwatch", "traces"},
     {"git_state", "tracking_files", "tracking_names"},
     # Chips on their way to a network, and what its answers are measured by.
     {"chip_choice", "cuts", "data", "draws", "figures_chips", "label_noise", "losses", "models", "page", "predictions"},
@@ -25,7 +26,7 @@ LAYERS = [
     {"provenance", "report_parts"},
     {"augment", "describe", "saliency", "thresholds", "tracking_log", "tracking_starts"},
     {"tracking"},
-    {"combination", "crossfit", "evaluate", "learner"},
+    {"assembly", "combination", "crossfit", "evaluate", "learner"},
     # What a run leaves behind.
     {"bundle_description", "epoch_detail", "figures_scores", "finished", "runs", "tables", "tracking_sync"},
     {"bundle_card"},
@@ -44,8 +45,11 @@ LAYERS = [
     # Whole runs, then several of them.
     {"engine", "ensemble", "ensemble_tables"},
     {"ensemble_train"},
-    {"submit"},
-    {"ensemble_cli", "runs_cli", "submit_cli", "tracking_cli"},
+    {"doctor_findings", "submit"},
+    {"doctor_machine", "doctor_speed"},
+    {"doctor_run"},
+    {"doctor"},
+    {"doctor_cli", "ensemble_cli", "runs_cli", "submit_cli", "tracking_cli"},
     {"reproduce_rows"},
     {"reproduce_found"},
     {"reproduce_paper1", "reproduce_paper2"},
@@ -58,6 +62,7 @@ KEPT_OUT_OF_SHARDS = {"planet_dist", "torch", "torchvision", "accelerate", "webd
 # Modules whose tests stand in another's file; test_synth.py is that of synth.py and of every synth_*.py without one.
 TESTED_ELSEWHERE = {
     "planet_dist.__init__": "test_interop",
+    "planet_dist.assembly": "test_train",
     "planet_dist.backbones": "test_models",
     "planet_dist.cli": "test_planet_cli",
     "planet_dist.ending": "test_progress",

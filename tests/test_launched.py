@@ -43,12 +43,21 @@ without_gpus = pytest.mark.parametrize("gpus", [0], indirect=True)
 
 
 @pytest.mark.parametrize(
-    ("file", "num_processes", "device"),
-    [("cpu.yaml", 2, "cpu"), ("one_gpu.yaml", 1, "gpu"), ("multi_gpu.yaml", 8, "gpu"), ("multi_node.yaml", 16, "gpu")],
+    ("file", "num_processes", "device", "num_machines"),
+    [
+        ("cpu.yaml", 2, "cpu", 1),
+        ("one_gpu.yaml", 1, "gpu", 1),
+        ("multi_gpu.yaml", 8, "gpu", 1),
+        ("multi_node.yaml", 16, "gpu", 2),
+    ],
 )
-def test_each_launch_file_says_processes_device_and_precision(file: str, num_processes: int, device: str) -> None:
+def test_each_launch_file_says_processes_device_precision_and_machines(
+    file: str, num_processes: int, device: str, num_machines: int
+) -> None:
     path = str(FILES / file)
-    assert read_launch(["--config_file", path, *SCRIPT]) == Launch(path, num_processes, device, "bf16")
+    expected = Launch(path, num_processes, device, "bf16", num_machines)
+    assert read_launch(["--config_file", path, *SCRIPT]) == expected
+    assert expected.processes_per_host == num_processes // num_machines
 
 
 @pytest.mark.parametrize("path", sorted(FILES.iterdir()), ids=lambda path: path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -74,6 +75,21 @@ def test_the_log_has_every_step_and_epoch_once(finished: tuple[Path, str]) -> No
     assert all(0 <= line["f2"] <= 1 for line in lines if line["kind"] == "epoch")
 
 
+def test_the_time_of_training_is_logged_by_activity(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    lines = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 19))
+    seconds = sum(line["seconds"] for line in lines)
+
+    def spent(name: str) -> float:
+        return float(sum(line[f"{name}_share"] * line["seconds"] for line in lines))
+
+    assert 0.2 * seconds < spent("wait") + spent("compute") + spent("exchange") <= seconds
+    assert min(spent("wait"), spent("compute"), spent("exchange"), spent("decode")) > 0
+    assert spent("copy") < 0.1 * seconds  # nothing is copied on a CPU
+    assert all(16 / line["images_per_second"] > 1e-3 for line in lines)  # no step is read in no time
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_ended_in_an_epoch_and_resumed_ends_with_the_same_bytes(
     finished: tuple[Path, str], dataset: Dataset, tmp_path: Path, how: signal.Signals
@@ -81,7 +97,7 @@ def test_a_run_ended_in_an_epoch_and_resumed_ends_with_the_same_bytes(
     run = tmp_path / "ended"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu.yaml"]
     launcher = subprocess.Popen(
-        [*command, "planet_dist/train.py", *words(dataset, run)],
+        [*command, "planet_dist/train.py", *words(dataset, run, "--profile", "2")],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -95,6 +111,11 @@ def test_a_run_ended_in_an_epoch_and_resumed_ends_with_the_same_bytes(
     launcher.wait()
     assert not psutil.wait_procs(ranks, timeout=20)[1], "ranks outlive their launcher"
     assert not (run / "bundle").exists()
+    for rank in (0, 1):  # and what a start records of its steps leaves the bytes alone
+        trace = json.loads(gzip.decompress((run / "profile" / f"rank-{rank}.json.gz").read_bytes()))
+        spans = [event["name"] for event in trace["traceEvents"] if event.get("ph") == "X"]
+        assert all(spans.count(name) == 2 for name in ("wait", "copy", "compute", "exchange"))
+        assert "gloo:all_reduce" in spans
     if how == signal.SIGTERM:
         stopped = json.loads((run / "stopped.json").read_text())
         assert stopped["reason"] == "SIGTERM"

@@ -1,0 +1,64 @@
+"""What a run trains with, made from its configuration and its chips: preprocessing, network and loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from planet_dist.augment import Preprocess
+from planet_dist.config import Config
+from planet_dist.data import Data
+from planet_dist.losses import Loss, build_loss
+from planet_dist.models import Network, build_model
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains with, on its device; the network in channels_last."""
+
+    preprocess: Preprocess
+    model: Network
+    loss: Loss
+
+
+def assemble(config: Config, data: Data, device: torch.device, weights: dict[str, torch.Tensor] | None = None) -> Parts:
+    """Makes the parts of a run; the random weights follow from the seed.
+
+    Args:
+        weights: of a checkpoint's network, in place of those that the recipe starts from.
+
+    Raises:
+        ConfigError: the configuration doesn't fit the chips, or its weights cannot be had.
+    """
+    manifest = data.dataset.manifest
+    preprocess = Preprocess(
+        config.data,
+        manifest.image.pixels,
+        manifest.mean,
+        manifest.std,
+        augment=config.augment,
+        seed=config.seed,
+        device=device,
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config.model,
+        len(data.labels),
+        manifest.image.bands,
+        preprocess.side,
+        manifest.image.band_order,
+    )
+    if weights is not None:
+        model.load_state_dict(weights)
+    trained_NC = data.targets_NC[data.split.train_ids].astype(np.int64)
+    loss = build_loss(
+        config.loss,
+        len(data.labels),
+        manifest.vocabulary,
+        trained_NC.sum(axis=0),
+        trained_NC.T @ trained_NC,
+        len(trained_NC),
+    )
+    return Parts(preprocess, model.to(device).to(memory_format=torch.channels_last), loss.to(device))
