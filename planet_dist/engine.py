@@ -47,7 +47,7 @@ from planet_dist.provenance import LIBRARIES
 from planet_dist.report import warn_of_failure, write_epoch_report, write_final_report
 from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stopping import Wish, Wishes
-from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
+from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads, open_caches
 from planet_dist.tracking import Tracker, tracking_mode
 from planet_dist.tracking_names import results
 from shards.errors import TrainingError
@@ -56,7 +56,7 @@ from shards.errors import TrainingError
 def run_identity(config: Config, data: Data, accelerator: Accelerator) -> dict[str, Any]:
     """What a checkpoint may only be resumed with. How the run is watched and on what it runs may change."""
     settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches")}
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches", "cache")}
     return {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
 
 
@@ -153,6 +153,7 @@ class Trainer:
         self.progress = Progress(shown=self.main, phases=stretches, mode=config.tracking.terminal)
         self.meter = Meter(since=time.perf_counter())
         self.taken: deque[_Taken] = deque()
+        self.caches = open_caches(config, data.dataset, accelerator.device)
         self.val_decoded = self._decoded(config.evaluate.batch_size)
 
     def train(self) -> Evaluation | None:
@@ -216,7 +217,7 @@ class Trainer:
             num_ranks=num_ranks,
         )
         decoded = self._decoded(plan.largest_rank_batch(num_ranks))
-        batches = iter(DataPipeline(source, decoded, OnDevice(self.accelerator.device)))
+        batches = iter(DataPipeline(source, decoded, OnDevice(self.accelerator.device, self.caches.device)))
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -380,4 +381,5 @@ class Trainer:
             threads=decode_threads(self.config.data.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
             prefetch_batches=self.config.data.prefetch_batches,
             pinned=self.accelerator.device.type == "cuda",
+            caches=self.caches,
         )
