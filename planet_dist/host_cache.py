@@ -23,11 +23,11 @@ import hashlib
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import psutil
@@ -63,7 +63,6 @@ class HostCache:
         shape = (form.height, form.width, form.bands)
         count = len(dataset)
         self._chip_bytes = int(np.prod(shape)) * np.dtype(form.dtype).itemsize
-        self._flags_at = _ALIGNMENT
         self._pixels_at = _ALIGNMENT + _aligned(count)
         size = self._pixels_at + count * self._chip_bytes
         key, head = identity(dataset)
@@ -71,15 +70,16 @@ class HostCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path.parent / ".lock"):
-                self._file = _Place(self.path, size, limit_bytes).open(head)
-                fcntl.flock(self._file, fcntl.LOCK_SH)
-            self._flags = mmap.mmap(self._file.fileno(), _aligned(count), offset=self._flags_at)
+                self._descriptor = _Place(self.path, size, limit_bytes).open(head)
+                weakref.finalize(self, os.close, self._descriptor)
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            flags = mmap.mmap(self._descriptor, _aligned(count), offset=_ALIGNMENT)
             mapped = mmap.mmap(
-                self._file.fileno(), size - self._pixels_at, offset=self._pixels_at, access=mmap.ACCESS_READ
+                self._descriptor, count * self._chip_bytes, offset=self._pixels_at, access=mmap.ACCESS_READ
             )
         except OSError as error:
             raise self._unusable(error) from error
-        self._filled_N = np.frombuffer(self._flags, np.uint8, count)
+        self._filled_N = np.frombuffer(flags, np.uint8, count)
         self._chips_NHWC: Pixels = np.frombuffer(mapped, form.dtype).reshape(count, *shape)
 
     def holds(self, ids_B: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -103,7 +103,7 @@ class HostCache:
         data = pixels_HWC.reshape(-1).view(np.uint8).data
         try:
             while data:
-                written = os.pwrite(self._file.fileno(), data, offset)
+                written = os.pwrite(self._descriptor, data, offset)
                 data, offset = data[written:], offset + written
         except OSError as error:
             raise self._unusable(error) from error
@@ -139,15 +139,15 @@ class _Place:
     def __init__(self, path: Path, size: int, limit_bytes: int) -> None:
         self.path, self.size, self.limit_bytes = path, size, limit_bytes
 
-    def open(self, head: bytes) -> BinaryIO:
-        """The file, made where it isn't there yet; what no run can use any more is removed."""
+    def open(self, head: bytes) -> int:
+        """A descriptor of the file, made where it isn't there yet; what no run can use any more is removed."""
         self._remove_leftovers()
         with suppress(FileNotFoundError):
-            file = self.path.open("r+b")
-            if os.fstat(file.fileno()).st_size == self.size and file.read(len(head)) == head:
+            with self.path.open("rb") as file:
+                whole = os.fstat(file.fileno()).st_size == self.size and file.read(len(head)) == head
+            if whole:
                 os.utime(self.path)  # a use of it
-                return file
-            file.close()
+                return os.open(self.path, os.O_RDWR)
             self.path.unlink()
         self._make_room()
         part = self.path.with_suffix(".part")
@@ -163,7 +163,7 @@ class _Place:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise self._refused(f"and its disk has no room for it ({error.strerror})") from error
             raise
-        return self.path.open("r+b")
+        return os.open(self.path, os.O_RDWR)
 
     def _remove_leftovers(self) -> None:
         for path in self.path.parent.glob("*.part"):

@@ -94,7 +94,7 @@ def test_a_manifest_that_is_not_one_says_where_and_why(data: bytes, message: str
 def index_of(keys: list[str]) -> np.ndarray:
     index = np.zeros(len(keys), index_dtype(max(map(len, keys))))
     for number, key in enumerate(keys):
-        index[number] = (key.encode(), 512 + 1024 * number, 100, 0, 1 << 63, True, np.full(32, number))
+        index[number] = (key.encode(), 512 + 1024 * number, 100, 0, 1 << 63, True, np.full(16, number))
     return index
 
 
