@@ -36,7 +36,7 @@ from shards.synth import write_chips
 from shards.workers import available_cores
 
 HERE = Path(__file__).parent
-PATIENCE_SECONDS = 60  # for one answer
+PATIENCE_SECONDS = 120  # for one answer
 SHARD_BYTES = 4 * 2**20  # several shards, so that peers which deal shards to their workers have some to deal
 PEERS = {
     "webdataset": "webdataset",
