@@ -36,7 +36,7 @@ from shards.synth import write_chips
 from shards.workers import available_cores
 
 HERE = Path(__file__).parent
-PATIENCE_SECONDS = 120  # for one answer
+PATIENCE_SECONDS = 240  # for one answer
 SHARD_BYTES = 4 * 2**20  # several shards, so that peers which deal shards to their workers have some to deal
 PEERS = {
     "webdataset": "webdataset",
@@ -80,7 +80,7 @@ class Contestant:
     process: subprocess.Popen[str] | None = None
 
     def start(self, folder: Path) -> None:
-        """Starts it, and lets it run an epoch that doesn't count."""
+        """Starts it."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         if not Path(self.python).exists():
             self.missing = f"no {self.python}: make bench installs it"
@@ -95,9 +95,13 @@ class Contestant:
             env=environment,
             start_new_session=True,
         )
-        self.versions = str(self._answer().get("versions", ""))
-        self.ask(0, memory=False)
-        self.rates.clear()
+
+    def warm_up(self) -> None:
+        """Waits until it's there, and lets it run an epoch that doesn't count."""
+        if not self.missing:
+            self.versions = str(self._answer().get("versions", ""))
+            self.ask(0, memory=False)
+            self.rates.clear()
 
     def ask(self, number: int, *, memory: bool) -> None:
         """One round."""
@@ -166,6 +170,8 @@ def compete(folder: Path, cores: int, repeats: int, peers: str) -> dict[tuple[st
     try:
         for contestant in entered:
             contestant.start(folder)
+        for contestant in entered:
+            contestant.warm_up()
         for number in range(1, repeats + 1):
             for contestant in entered:
                 contestant.ask(number, memory=False)
