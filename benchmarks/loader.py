@@ -54,7 +54,7 @@ sys.path.insert(0, sys.argv[2])
 import planet_dist.host_cache, planet_dist.stream
 import loader_contestants as contestants
 started = time.perf_counter()
-batch = next(iter(contestants.stream(Path(sys.argv[1]), int(sys.argv[3])).epoch(0)))
+batch = next(iter(contestants.stream(Path(sys.argv[1]), int(sys.argv[3])).epoch(0, 1)))
 print(time.perf_counter() - started)
 """
 
@@ -159,9 +159,9 @@ def compete(folder: Path, cores: int, repeats: int, peers: str) -> dict[tuple[st
     entered = [Contestant("bare-decoder", 1), Contestant("stream", 1)]
     if cores > 1:
         entered += [Contestant("bare-decoder", cores), Contestant("stream", cores)]
-    entered += [Contestant("stream-cached", 1, passes=6), Contestant("numpy-copy", 1, passes=6)]
+    entered += [Contestant("stream-cached", 1, passes=8), Contestant("numpy-copy", 1, passes=8)]
     if cores > 1:
-        entered.append(Contestant("stream-cached", cores, passes=6))
+        entered.append(Contestant("stream-cached", cores, passes=8))
     entered += [Contestant("bare-tiff", 1, passes=3), Contestant("stream-tiff", 1, passes=3)]
     if cores > 1:
         entered += [Contestant("bare-tiff", cores, passes=3), Contestant("stream-tiff", cores, passes=3)]
@@ -281,7 +281,7 @@ def report(found: dict[tuple[str, int], Contestant], firsts: list[float], cores:
         [
             ["seconds from imports to the first batch, median", f"{statistics.median(firsts):.3f}"],
             ["... range", f"{min(firsts):.3f} to {max(firsts):.3f}"],
-            ["private memory (USS) beside the batches, MiB", f"{ours.private_mib:.0f}"],
+            ["private memory beside the batches, MiB", f"{ours.private_mib:.0f}"],
             ["... with data.cache=host", f"{cached.private_mib:.0f}"],
         ],
     )

@@ -34,19 +34,26 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Ready:
-    """A loader: the lengths of an epoch's batches by its number, bytes that its batches take, whose versions matter,
-    and what is done before the clock starts."""
+    """A loader.
 
-    epoch: Callable[[int], Iterable[int]]
+    Attributes:
+        epoch: gives the lengths of an epoch's batches, by its number and how many are wanted on end (of those that
+            are done in no time; others give one).
+        batch_bytes: that its batches take.
+        libraries: whose versions matter.
+        prepare: what is done before the clock starts.
+    """
+
+    epoch: Callable[[int, int], Iterable[int]]
     batch_bytes: int = 0
     libraries: tuple[str, ...] = ()
     prepare: Callable[[], None] = lambda: None
 
 
-def shuffled(count: int, epoch: int) -> list[np.ndarray]:
-    """Ids of an epoch, in whole batches."""
-    ids = np.random.default_rng([7, epoch]).permutation(count)
-    return [ids[start : start + BATCH] for start in range(0, count - BATCH + 1, BATCH)]
+def shuffled(count: int, epoch: int, passes: int = 1) -> list[np.ndarray]:
+    """Ids of some epochs on end, in whole batches."""
+    ids = np.concatenate([np.random.default_rng([7, epoch, turn]).permutation(count) for turn in range(passes)])
+    return [ids[start : start + BATCH] for start in range(0, len(ids) - BATCH + 1, BATCH)]
 
 
 def bare_decoder(folder: Path, threads: int) -> Ready:
@@ -66,7 +73,7 @@ def bare_decoder(folder: Path, threads: int) -> Ready:
                 simplejpeg.decode_jpeg(images[chip_id], "RGB", buffer=out_BHWC[(place * threads + part) % BATCH])
         return len(order[part::threads])
 
-    def epoch(number: int) -> Iterator[int]:
+    def epoch(number: int, passes: int) -> Iterator[int]:
         order = np.concatenate(shuffled(len(images), number)).tolist()
         with ThreadPoolExecutor(threads) as pool:
             yield from pool.map(lambda part: share(part, order), range(threads))
@@ -88,8 +95,8 @@ def stream(folder: Path, threads: int, kind: str = "jpg", cached: bool = False) 
         decoded.dataset = Dataset(folder / kind)  # its tars not mapped yet, as in a first epoch
         decoded.dataset.index()
 
-    def epoch(number: int) -> Iterator[int]:
-        return (len(batch.ids_B) for batch in decoded(FixedSteps(shuffled(len(dataset), number))()))
+    def epoch(number: int, passes: int) -> Iterator[int]:
+        return (len(batch.ids_B) for batch in decoded(FixedSteps(shuffled(len(dataset), number, passes))()))
 
     return Ready(epoch, sum(slot.nbytes for slot in decoded.ring), prepare=open_anew)
 
@@ -108,8 +115,8 @@ def stream_float(folder: Path, threads: int) -> Ready:
     preprocess = Preprocess(data, manifest.image.pixels, manifest.mean, manifest.std, augment=AugmentConfig(flip=True))
     decoded = DecodedBatches(dataset, targets_NC, BATCH, threads=threads, prefetch_batches=RING - 1)
 
-    def epoch(number: int) -> Iterator[int]:
-        for batch in decoded(FixedSteps(shuffled(len(dataset), number))()):
+    def epoch(number: int, passes: int) -> Iterator[int]:
+        for batch in decoded(FixedSteps(shuffled(len(dataset), number, passes))()):
             yield len(preprocess.train(batch.images_BHWC, batch.ids_B, number))
 
     return Ready(epoch, sum(slot.nbytes for slot in decoded.ring))
@@ -123,8 +130,9 @@ def copying(folder: Path, threads: int) -> Ready:
     chips_NHWC = HostCache(folder / "cache", dataset, 2**36)._chips_NHWC
     ring = [np.zeros((BATCH, *chips_NHWC.shape[1:]), np.uint8) for _ in range(RING)]
 
-    def epoch(number: int) -> Iterator[int]:
-        for place, start in enumerate(range(0, len(dataset) - BATCH + 1, BATCH)):
+    def epoch(number: int, passes: int) -> Iterator[int]:
+        starts = [*range(0, len(dataset) - BATCH + 1, BATCH)] * passes
+        for place, start in enumerate(starts):
             np.copyto(ring[place % RING], chips_NHWC[start : start + BATCH])
             yield BATCH
 
@@ -153,8 +161,8 @@ def bare_tiff(folder: Path, threads: int) -> Ready:
             out_HWC[...] = np.frombuffer(data, form.dtype, out_HWC.size, inside).reshape(out_HWC.shape)
         return len(order[part::threads])
 
-    def epoch(number: int) -> Iterator[int]:
-        order = np.concatenate(shuffled(len(places), number)).tolist()
+    def epoch(number: int, passes: int) -> Iterator[int]:
+        order = np.concatenate(shuffled(len(places), number, passes)).tolist()
         with ThreadPoolExecutor(threads) as pool:
             yield from pool.map(lambda part: share(part, order), range(threads))
 
@@ -181,7 +189,7 @@ def files_dataloader(folder: Path, workers: int) -> Ready:
     loader = torch.utils.data.DataLoader(
         Files(folder), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
     )
-    return Ready(lambda number: map(len, loader), libraries=("torch", "pillow"))
+    return Ready(lambda number, passes: map(len, loader), libraries=("torch", "pillow"))
 
 
 def our_decoder(image: bytes) -> np.ndarray:
@@ -197,7 +205,7 @@ def _webdataset(folder: Path, workers: int, *stages: Callable[[Any], Any], stack
     for stage in stages:
         dataset = stage(dataset)
     loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=True)
-    return Ready(lambda number: (len(images) for (images,) in loader), libraries=("webdataset", "torch"))
+    return Ready(lambda number, passes: (len(images) for (images,) in loader), libraries=("webdataset", "torch"))
 
 
 def webdataset_stock(folder: Path, workers: int) -> Ready:
@@ -251,7 +259,7 @@ def litdata_our_decoder(folder: Path, workers: int) -> Ready:
         litdata.optimize(same, list(images_of(folder)), str(chunks), chunk_bytes="16MB", num_workers=1, verbose=False)
     dataset = litdata.StreamingDataset(str(chunks), shuffle=True, drop_last=False, transform=jpeg_decoded)
     loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, persistent_workers=True)
-    return Ready(lambda number: map(len, loader), libraries=("litdata", "torch"))
+    return Ready(lambda number, passes: map(len, loader), libraries=("litdata", "torch"))
 
 
 def torchdata_nodes(folder: Path, workers: int) -> Ready:
@@ -263,7 +271,7 @@ def torchdata_nodes(folder: Path, workers: int) -> Ready:
     def load(place: int) -> np.ndarray:
         return our_decoder(paths[place].read_bytes())
 
-    def epoch(number: int) -> Iterator[int]:
+    def epoch(number: int, passes: int) -> Iterator[int]:
         order = np.concatenate(shuffled(len(paths), number)).tolist()
         node = nodes.ParallelMapper(nodes.IterableWrapper(order), load, num_workers=workers, method="thread")
         batches = nodes.Prefetcher(
@@ -291,7 +299,7 @@ def mosaicml_streaming(folder: Path, workers: int) -> Ready:
     streaming.base.util.clean_stale_shared_memory()
     dataset = Decoded(local=str(shards), shuffle=True, batch_size=BATCH)
     loader = torch.utils.data.DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=True)
-    return Ready(lambda number: map(len, loader), libraries=("mosaicml-streaming", "torch"))
+    return Ready(lambda number, passes: map(len, loader), libraries=("mosaicml-streaming", "torch"))
 
 
 CONTESTANTS: dict[str, Callable[[Path, int], Ready]] = {
@@ -313,27 +321,31 @@ CONTESTANTS: dict[str, Callable[[Path, int], Ready]] = {
 
 
 def private_bytes() -> int:
-    """Memory that this process and those it started have to themselves (USS)."""
+    """Memory of this process and those it started, by /proc: what is theirs alone, and what they share, once.
+
+    Pages of files that are merely mapped are the kernel's to take back, and not in it.
+    """
     me = psutil.Process()
     total = 0
     for process in (me, *me.children(recursive=True)):
         try:
-            total += process.memory_full_info().uss
-        except psutil.NoSuchProcess:
-            continue
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except OSError:
+            continue  # ended meanwhile
+        fields = {line.split(":")[0]: line.split()[1] for line in rollup.splitlines()[1:]}
+        total += 1024 * (int(fields["Pss_Anon"]) + int(fields["Pss_Shmem"]))
     return total
 
 
 def run(ready: Ready, number: int, passes: int, memory_before: int | None) -> dict[str, float]:
-    """Images/s over some epochs; with `memory_before`, the private memory beside the batches in the midst of one."""
+    """Images/s over some epochs; with `memory_before`, the memory beside the batches in the midst of one."""
     images = memory = 0
     ready.prepare()
     started = time.perf_counter()
-    for turn in range(passes):
-        for length in ready.epoch(number * passes + turn):
-            images += length
-            if memory_before is not None and memory == 0 and images >= 4 * BATCH:
-                memory = private_bytes() - memory_before - ready.batch_bytes
+    for length in ready.epoch(number, passes):
+        images += length
+        if memory_before is not None and memory == 0 and images >= 4 * BATCH:
+            memory = private_bytes() - memory_before - ready.batch_bytes
     return {"images_per_second": images / (time.perf_counter() - started), "private_bytes": memory}
 
 
