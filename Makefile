@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 READY := $(VENV)/.ready
+PEERS := .venv-bench
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # The tests and the demo set their own thread counts; nothing is inherited from the shell.
 export OMP_NUM_THREADS := 1
@@ -23,6 +24,14 @@ $(READY): requirements.lock pyproject.toml
 	$$UV pip sync --quiet requirements.lock && \
 	$$UV pip install --quiet --no-deps --editable .
 	@touch $@
+
+# Other loaders, for benchmarks/loader.py alone: their needs don't fit beside requirements.lock. Without them it says so.
+$(PEERS)/.ready: requirements-bench.lock pyproject.toml | $(READY)
+	@echo "making $(PEERS) from requirements-bench.lock"
+	@UV=$$(command -v uv || echo build/uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(PEERS); \
+	$$UV venv --quiet --clear --python "$$(command -v python3)" $(PEERS) && \
+	$$UV pip sync --quiet requirements-bench.lock && \
+	$$UV pip install --quiet --no-deps --editable . && touch $@ || echo "the peers could not be installed"
 
 demo: $(READY) ## made chips -> shards -> two training processes -> thresholds -> F2 per label
 	rm -rf demo
@@ -43,7 +52,8 @@ lint: $(READY) ## formatting, style and types
 	ruff check .
 	mypy
 
-bench: $(READY) ## side-by-side measurements, one table each
+bench: $(READY) $(PEERS)/.ready ## side-by-side measurements, one table each
+	python benchmarks/loader.py
 	python benchmarks/thresholds.py
 	python benchmarks/build.py
 	python benchmarks/plan.py
@@ -65,9 +75,12 @@ soak-damage: $(READY) ## a thousand random damages to small datasets: none silen
 screenshots: $(READY) ## the pictures in docs/images, from made chips (chromium; some ten minutes)
 	python -m tests.screenshots
 
-lock: ## pins the newest versions of everything into requirements.lock
+lock: ## pins the newest versions of everything into requirements.lock, and of the other loaders
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
 	    --no-header --no-annotate --output-file requirements.lock
+	mkdir -p build && grep -E '^(pillow|simplejpeg|torch|torchvision|webdataset)==' requirements.lock > build/alike.txt
+	uv pip compile pyproject.toml --extra bench --constraint build/alike.txt --universal --python-version 3.11 \
+	    --upgrade --no-header --no-annotate --output-file requirements-bench.lock
 
 clean: ## removes what the other targets made
-	rm -rf demo build $(VENV)
+	rm -rf demo build $(VENV) $(PEERS)

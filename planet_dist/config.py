@@ -40,6 +40,8 @@ class DataConfig(_Section):
         shuffle_window: samples within which a chip moves; a window as large as a lane shuffles uniformly.
         threads: decoding threads of each process; 0 shares the host's cores among its processes.
         prefetch_batches: batches decoded ahead.
+        cache: where decoded chips are kept for later epochs: "none", "host" (a file in runtime.cache_dir, shared by
+            all processes of the host) or "device" (each process's own). It doesn't change what a run comes to.
     """
 
     limit: int = Field(0, ge=0)
@@ -51,6 +53,7 @@ class DataConfig(_Section):
     shuffle_window: int = Field(65536, gt=1)
     threads: int = Field(0, ge=0)
     prefetch_batches: int = Field(3, ge=2)
+    cache: Literal["none", "host", "device"] = "none"
 
 
 class AugmentConfig(_Section):
@@ -183,7 +186,8 @@ class RuntimeConfig(_Section):
         checkpoint_minutes: between checkpoints by the clock; 0 makes none. They don't change what a run comes to.
         keep_checkpoints: newest ones kept, beside the best.
         cache_dir, cache_gib: where the shards of a dataset behind a URL are kept, for all processes of a host, and
-            how many GiB they may take there.
+            how many GiB they may take there; and likewise the decoded chips of data.cache=host, which may take as
+            much again.
         timeout_minutes: that a rank waits for another before the run ends: a rank that hangs takes it down.
     """
 

@@ -45,7 +45,7 @@ from planet_dist.report import warn_of_failure, write_epoch_report, write_final_
 from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stopping import Wish, Wishes
 from planet_dist.stopwatch import Stopwatch
-from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads
+from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads, open_caches
 from planet_dist.traces import Trace
 from planet_dist.tracking import Tracker, tracking_mode
 from planet_dist.tracking_names import results
@@ -55,7 +55,7 @@ from shards.errors import TrainingError
 def run_identity(config: Config, data: Data, accelerator: Accelerator) -> dict[str, Any]:
     """What a checkpoint may only be resumed with. How the run is watched and on what it runs may change."""
     settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches")}
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches", "cache")}
     return {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
 
 
@@ -127,6 +127,7 @@ class Trainer:
         self.stopwatch = Stopwatch(accelerator.device, self.threads, on=self.main, traced=profile_steps > 0)
         self.trace = Trace(run.profile, accelerator.process_index, profile_steps)
         self.taken: deque[_Taken] = deque()
+        self.caches = open_caches(config, data.dataset, accelerator.device)
         self.val_decoded = self._decoded(config.evaluate.batch_size)
 
     def train(self) -> Evaluation | None:
@@ -192,7 +193,8 @@ class Trainer:
             num_ranks=num_ranks,
         )
         decoded = self._decoded(plan.largest_rank_batch(num_ranks), self.stopwatch)
-        batches = iter(DataPipeline(source, decoded, OnDevice(self.accelerator.device, self.stopwatch)))
+        on_device = OnDevice(self.accelerator.device, self.caches.device, self.stopwatch)
+        batches = iter(DataPipeline(source, decoded, on_device))
         while True:
             with self.stopwatch.waiting():
                 batch = next(batches, None)
@@ -359,5 +361,6 @@ class Trainer:
             threads=self.threads,
             prefetch_batches=self.config.data.prefetch_batches,
             pinned=self.accelerator.device.type == "cuda",
+            caches=self.caches,
             watch=watch,
         )

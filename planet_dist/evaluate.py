@@ -95,7 +95,7 @@ def evaluate(
         TrainingError: an id is missing, came twice, or was not asked for.
     """
     mine = evaluation_batches(ids_N, batch_size, accelerator.process_index, accelerator.num_processes)
-    pipeline = DataPipeline(FixedSteps(mine), decoded, OnDevice(accelerator.device))
+    pipeline = DataPipeline(FixedSteps(mine), decoded, OnDevice(accelerator.device, decoded.caches.device))
     part = infer(model, independent, preprocess, pipeline, turns, on_batch)
     device = accelerator.device
     all_ids_N = accelerator.gather(torch.from_numpy(part.ids_N).to(device)).cpu().numpy()

@@ -17,11 +17,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from planet_dist.config import Config
+from planet_dist.device_cache import DeviceCache
+from planet_dist.host_cache import HostCache
 from planet_dist.plan import Plan
 from planet_dist.stopwatch import Stopwatch
 from shards.reader import Dataset
@@ -30,7 +34,7 @@ from shards.workers import available_cores
 Ids = NDArray[np.int64]
 
 _STEPS_ANNOUNCED = 32  # to a dataset whose shards have to be fetched
-_CHIPS_PER_TASK = 8  # decoded by one thread at a time: enough to make the hand-over cheap
+_CHIPS_PER_TASK = 32  # decoded by one thread at most: handing over costs as much as a tenth of a chip
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Batch:
         ids_B: int64 on the host; -1 marks padding, whose pixels and targets are zero.
         images_BHWC: the dataset's dtype. Valid until the next batch is asked for, which may use its memory.
         targets_BC: float32, 0 or 1.
+        new_B: bool, set between DecodedBatches and OnDevice where the device keeps chips: those that it lacks, and
+            images_BHWC has these alone.
     """
 
     epoch: int
@@ -58,6 +64,37 @@ class Batch:
     ids_B: Ids
     images_BHWC: torch.Tensor
     targets_BC: torch.Tensor
+    new_B: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Where decoded chips are kept for later epochs."""
+
+    host: HostCache | None = None
+    device: DeviceCache | None = None
+
+
+def open_caches(config: Config, dataset: Dataset, device: torch.device) -> Caches:
+    """The caches that data.cache asks for.
+
+    Raises:
+        DatasetError: the chips don't fit, or the cache's folder cannot be used.
+    """
+    if config.data.cache == "host":
+        runtime = config.runtime
+        return Caches(host=HostCache(Path(runtime.cache_dir), dataset, round(runtime.cache_gib * 2**30)))
+    return Caches(device=DeviceCache(dataset, device)) if config.data.cache == "device" else Caches()
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A step whose chips are being read into a slot of the ring."""
+
+    step: Step
+    slot: int
+    new_B: NDArray[np.bool_] | None
+    tasks: list[Future[None]]
 
 
 class PlannedSteps:
@@ -103,6 +140,7 @@ class DecodedBatches:
         threads: that decode; decoding releases the interpreter lock.
         prefetch_batches: decoded ahead; the ring holds one more, which the consumer has.
         pinned: page-locked memory, for asynchronous copies to a device.
+        caches: where decoded chips are kept. With one on the device, OnDevice has to follow at once and be given it.
         watch: counts the threads' time.
     """
 
@@ -115,32 +153,31 @@ class DecodedBatches:
         threads: int,
         prefetch_batches: int,
         pinned: bool = False,
+        caches: Caches | None = None,
         watch: Stopwatch | None = None,
     ) -> None:
         form = dataset.manifest.image
         shape = (largest_batch, form.height, form.width, form.bands)
-        dtype = getattr(torch, form.dtype)
         self.dataset, self.targets_NC, self.threads = dataset, targets_NC, threads
-        self.watch = watch or Stopwatch.off()
-        self.ring = [torch.empty(shape, dtype=dtype, pin_memory=pinned) for _ in range(prefetch_batches + 1)]
+        self.caches, self.watch = caches or Caches(), watch or Stopwatch.off()
+        self.ring = [_memory(shape, form.dtype, pinned) for _ in range(prefetch_batches + 1)]
 
     def __call__(self, steps: Iterable[Step]) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        ahead: deque[tuple[Step, int, list[Future[None]]]] = deque()
+        waiting: deque[_Ahead] = deque()
         free = deque(range(len(self.ring)))
         source = self._announced(steps) if self.dataset.storage.remote else iter(steps)
         try:
             while True:
                 while free and (step := next(source, None)) is not None:
-                    slot = free.popleft()
-                    ahead.append((step, slot, self._submit(pool, step, slot)))
-                if not ahead:
+                    waiting.append(self._submit(pool, step, free.popleft()))
+                if not waiting:
                     return
-                step, slot, tasks = ahead.popleft()
-                for task in tasks:
+                ahead = waiting.popleft()
+                for task in ahead.tasks:
                     task.result()
-                yield self._batch(step, slot)
-                free.append(slot)
+                yield self._batch(ahead)
+                free.append(ahead.slot)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -148,33 +185,64 @@ class DecodedBatches:
         """The steps, of which the dataset hears well before their chips are read, so that it can fetch their shards."""
         ahead: deque[Step] = deque()
         for step in steps:
-            self.dataset.prefetch(step.ids_B.tolist())
+            kept = self.caches.host or self.caches.device
+            self.dataset.prefetch((step.ids_B if kept is None else step.ids_B[~kept.holds(step.ids_B)]).tolist())
             ahead.append(step)
             if len(ahead) > _STEPS_ANNOUNCED:
                 yield ahead.popleft()
         yield from ahead
 
-    def _submit(self, pool: ThreadPoolExecutor, step: Step, slot: int) -> list[Future[None]]:
+    def _submit(self, pool: ThreadPoolExecutor, step: Step, slot: int) -> _Ahead:
+        new_B = None if self.caches.device is None else ~self.caches.device.holds(step.ids_B)
+        ids = step.ids_B if new_B is None else step.ids_B[new_B]
         # NumPy's view, made once: a tensor's own indexing costs as much as decoding a small chip.
         images_BHWC = self.ring[slot].numpy()
-        return [
-            pool.submit(
-                self.watch.decode, self._decode, step.ids_B[start : start + _CHIPS_PER_TASK], images_BHWC[start:]
-            )
-            for start in range(0, len(step.ids_B), _CHIPS_PER_TASK)
+        size = max(-(-len(ids) // self.threads), 1)
+        if self.caches.host is None or not self.caches.host.holds(ids).all():
+            size = min(size, _CHIPS_PER_TASK)
+        tasks = [
+            pool.submit(self.watch.decode, self._read, ids[start : start + size], images_BHWC[start:])
+            for start in range(0, len(ids), size)
         ]
+        return _Ahead(step, slot, new_B, tasks)
 
-    def _decode(self, ids: Ids, images_BHWC: NDArray[np.generic]) -> None:
-        for chip_id, out_HWC in zip(ids.tolist(), images_BHWC, strict=False):
-            if chip_id < 0:
-                out_HWC[...] = 0
+    def _read(self, ids: Ids, images_BHWC: NDArray[np.generic]) -> None:
+        """Chips into the first places of `images_BHWC`."""
+        if self.caches.host is None:
+            for chip_id, out_HWC in zip(ids.tolist(), images_BHWC, strict=False):
+                self._decode(chip_id, out_HWC)
+            return
+        held_B = self.caches.host.holds(ids)
+        if held_B.all():
+            self.caches.host.take(ids, images_BHWC[: len(ids)])
+            return
+        for place, chip_id in enumerate(ids.tolist()):
+            if held_B[place]:
+                self.caches.host.take(ids[place : place + 1], images_BHWC[place : place + 1])
             else:
-                self.dataset.pixels(chip_id, out_HWC)
+                self._decode(chip_id, images_BHWC[place])
+                if chip_id >= 0:
+                    self.caches.host.put(chip_id, images_BHWC[place])
 
-    def _batch(self, step: Step, slot: int) -> Batch:
+    def _decode(self, chip_id: int, out_HWC: NDArray[np.generic]) -> None:
+        if chip_id < 0:
+            out_HWC[...] = 0
+        else:
+            self.dataset.pixels(chip_id, out_HWC)
+
+    def _batch(self, ahead: _Ahead) -> Batch:
+        step, new_B = ahead.step, ahead.new_B
         targets_BC = np.where(step.ids_B[:, None] >= 0, self.targets_NC[step.ids_B], 0).astype(np.float32)
-        images_BHWC = self.ring[slot][: len(step.ids_B)]
-        return Batch(step.epoch, step.step, step.ids_B, images_BHWC, torch.from_numpy(targets_BC))
+        length = len(step.ids_B) if new_B is None else int(new_B.sum())
+        images_BHWC = self.ring[ahead.slot][:length]
+        return Batch(step.epoch, step.step, step.ids_B, images_BHWC, torch.from_numpy(targets_BC), new_B)
+
+
+def _memory(shape: tuple[int, ...], dtype: str, pinned: bool) -> torch.Tensor:
+    if pinned:
+        return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
+    # NumPy asks the kernel for large pages, and torch does not: decoding into small ones takes some 5% longer.
+    return torch.from_numpy(np.empty(shape, dtype))
 
 
 class OnDevice:
@@ -182,18 +250,19 @@ class OnDevice:
 
     Args:
         device: where they go.
+        cache: the one on the device that DecodedBatches was given.
         watch: counts the time of copying.
     """
 
-    def __init__(self, device: torch.device, watch: Stopwatch | None = None) -> None:
-        self.device, self.watch = device, watch or Stopwatch.off()
+    def __init__(self, device: torch.device, cache: DeviceCache | None = None, watch: Stopwatch | None = None) -> None:
+        self.device, self.cache, self.watch = device, cache, watch or Stopwatch.off()
 
     def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         if self.device.type != "cuda":
             for batch in batches:
                 with self.watch.copying():
                     images_BHWC, targets_BC = batch.images_BHWC.to(self.device), batch.targets_BC.to(self.device)
-                yield replace(batch, images_BHWC=images_BHWC, targets_BC=targets_BC)
+                yield self._completed(replace(batch, images_BHWC=images_BHWC, targets_BC=targets_BC))
             return
         side = torch.cuda.Stream(self.device)
         waiting: tuple[Batch, torch.cuda.Event] | None = None
@@ -221,7 +290,15 @@ class OnDevice:
         # The allocator must not give this memory to the side stream while the consumer still reads it.
         batch.images_BHWC.record_stream(consumer)
         batch.targets_BC.record_stream(consumer)
-        return batch
+        return self._completed(batch)
+
+    def _completed(self, batch: Batch) -> Batch:
+        """The whole batch, of new chips and those that the device has kept."""
+        if batch.new_B is None:
+            return batch
+        assert self.cache is not None, "OnDevice has the cache that DecodedBatches has"
+        self.cache.put(batch.ids_B[batch.new_B], batch.images_BHWC)
+        return replace(batch, images_BHWC=self.cache.take(batch.ids_B), new_B=None)
 
 
 def decode_threads(requested: int, local_ranks: int) -> int:

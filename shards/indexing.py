@@ -22,7 +22,7 @@ from shards.moments import Moments, MomentSum, total_moments
 from shards.names import natural_order, printable
 from shards.packing import check_form, decode_with_offset, form_of
 from shards.pixels import PixelFormat
-from shards.schema import MANIFEST, SHARD_NAME, Manifest, Shard, index_bytes, index_dtype, write_whole
+from shards.schema import MANIFEST, SHARD_NAME, Manifest, Shard, image_digest, index_bytes, index_dtype, write_whole
 from shards.unfinished import FinishedShard
 from shards.workers import map_in_order, worker_pool
 
@@ -311,7 +311,7 @@ def _index_one(task: _Task) -> tuple[FinishedShard, bytes]:
             problems.append(Problem(error.rule, where, 0, error.value, error.remedy))
             continue
         moments.add(pixels)
-        digest = np.frombuffer(hashlib.sha256(image).digest(), np.uint8)
+        digest = np.frombuffer(image_digest(image), np.uint8)
         key = sample.key.encode()
         index[number] = (key, sample.offset, sample.size, raw_offset, bits or 0, bits is not None, digest)
         if number % _MOMENT_CHIPS == _MOMENT_CHIPS - 1:

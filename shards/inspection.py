@@ -19,7 +19,7 @@ from shards.names import NAME_RULE, name_fault, printable
 from shards.packing import check_form, class_member, decode_with_offset
 from shards.pixels import Pixels
 from shards.reader import read_index
-from shards.schema import Manifest, Shard
+from shards.schema import Manifest, Shard, image_digest
 from shards.storage import Storage
 from shards.ustar import BLOCK_BYTES, archive_end, member_header, padding
 
@@ -104,7 +104,7 @@ def _size_fault(size: int, shard: Shard) -> str:
 
 
 def _differs(image: memoryview, record: np.void) -> bool:
-    return hashlib.sha256(image).digest() != bytes(record["digest"])
+    return image_digest(image) != bytes(record["digest"])
 
 
 class _Samples:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from shards.packing import Chunk
 from shards.pixels import PixelFormat
+from shards.schema import VERSION
 from shards.sources import Record
 from shards.ustar import archive_end, member_bytes
 
@@ -70,4 +71,4 @@ def chunks(plan: ShardPlan, kind: str, form: PixelFormat, key_bytes: int) -> Ite
 def fingerprint(plan: ShardPlan, kind: str, form: PixelFormat, key_bytes: int) -> str:
     """A digest of all that a shard's bytes depend on: a change in any of it means packing it again."""
     chips = [(record.key, record.size, record.mtime_ns, record.labels) for record in plan.records]
-    return hashlib.sha256(repr((plan.name, kind, str(form), key_bytes, chips)).encode()).hexdigest()
+    return hashlib.sha256(repr((VERSION, plan.name, kind, str(form), key_bytes, chips)).encode()).hexdigest()

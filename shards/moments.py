@@ -67,37 +67,45 @@ class MomentSum:
     """Adds up the pixels of at most 64 chips of one form.
 
     Column sums are one matrix product, four times faster than plain sums over integers, and still exact:
-    each block's sums stay within the float's integers, and blocks are added as 64-bit integers.
+    each block's sums stay within the float's integers, and blocks are added as 64-bit integers. A block takes the
+    rows of several chips where they fit.
     """
 
     def __init__(self, form: PixelFormat) -> None:
         self._form = form
         columns = form.width * form.bands
         self._height = counted_pixels(form) // form.width
-        rows = min(BLOCK_ROWS, self._height)
+        rows = BLOCK_ROWS
         work = np.dtype(np.float32 if form.dtype == "uint8" else np.float64)
         self._ones = np.ones(rows, work)
         self._block = np.empty((rows, columns), work)
         exact = form.dtype != "float32"
         self._column_sums = np.empty((2, columns), work)
         self._sums: NDArray[Any] = np.zeros((2, columns), np.int64 if exact else np.float64)
-        self._chips = 0
+        self._chips = self._filled_rows = 0
 
     def add(self, pixels_HWB: Pixels) -> None:
         """Adds one chip (H, W, bands) of the form's dtype."""
         rows_HC = pixels_HWB.reshape(self._form.height, -1)[::ROW_STEP]
         for start in range(0, self._height, BLOCK_ROWS):
             rows = rows_HC[start : start + BLOCK_ROWS]
-            block, ones = self._block[: len(rows)], self._ones[: len(rows)]
-            np.copyto(block, rows)
-            np.dot(ones, block, out=self._column_sums[0])
-            np.multiply(block, block, out=block)
-            np.dot(ones, block, out=self._column_sums[1])
-            self._sums += self._column_sums.astype(self._sums.dtype)
+            if self._filled_rows + len(rows) > BLOCK_ROWS:
+                self._add_block()
+            np.copyto(self._block[self._filled_rows : self._filled_rows + len(rows)], rows)
+            self._filled_rows += len(rows)
         self._chips += 1
+
+    def _add_block(self) -> None:
+        block, ones = self._block[: self._filled_rows], self._ones[: self._filled_rows]
+        np.dot(ones, block, out=self._column_sums[0])
+        np.multiply(block, block, out=block)
+        np.dot(ones, block, out=self._column_sums[1])
+        self._sums += self._column_sums.astype(self._sums.dtype)
+        self._filled_rows = 0
 
     def total(self) -> Moments:
         """What has been added up."""
         form = self._form
+        self._add_block()
         sums, squares = self._sums.reshape(2, form.width, form.bands).sum(axis=1).tolist()
         return Moments(self._chips * counted_pixels(form), tuple(sums), tuple(squares))

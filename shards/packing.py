@@ -5,7 +5,6 @@ A chunk's bytes depend on its chips alone, so that any worker may pack it and th
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from shards.errors import DecodeError, Problem
 from shards.moments import Moments, MomentSum
 from shards.names import printable
 from shards.pixels import PixelFormat, Pixels, decode, decode_tiff
-from shards.schema import index_dtype
+from shards.schema import image_digest, index_dtype
 from shards.sources import Record
 from shards.ustar import BLOCK_BYTES, member_header, padding
 
@@ -68,7 +67,7 @@ def pack_chunk(chunk: Chunk) -> Packed:
         moments.add(pixels)
         members = sample_members(f"{record.key}.{chunk.kind}", image, record.labels)
         labels, labelled = record.labels or 0, record.labels is not None
-        digest = np.frombuffer(hashlib.sha256(image).digest(), np.uint8)
+        digest = np.frombuffer(image_digest(image), np.uint8)
         key, offset = record.key.encode(), position + BLOCK_BYTES
         index[count] = (key, offset, len(image), raw_offset, labels, labelled, digest)
         count += 1

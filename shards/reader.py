@@ -10,8 +10,9 @@ import hashlib
 import mmap
 import os
 import threading
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,17 @@ from numpy.typing import NDArray
 from shards.errors import DatasetError, DecodeError
 from shards.names import printable
 from shards.pixels import Pixels, decode, raw_pixels
-from shards.schema import MANIFEST, Manifest, Shard, is_sealed, most_index_bytes, parse_index, parse_manifest
+from shards.schema import (
+    DIGEST_BYTES,
+    MANIFEST,
+    Manifest,
+    Shard,
+    image_digest,
+    is_sealed,
+    most_index_bytes,
+    parse_index,
+    parse_manifest,
+)
 from shards.storage import CacheOptions, Storage, open_storage, read_at_most
 
 _INDEX_FETCHERS = 8
@@ -30,8 +41,14 @@ _INDEX_FETCHERS = 8
 
 @dataclass(frozen=True)
 class _OpenTar:
-    data: mmap.mmap | bytes
+    """A shard's tar, and of its index what reading a chip takes: each row's values by a call that costs little."""
+
+    data: memoryview
     status: os.stat_result
+    offset: Callable[[int], int]
+    size: Callable[[int], int]
+    raw_offset: Callable[[int], int]
+    digests: bytes
 
 
 class Dataset:
@@ -58,9 +75,11 @@ class Dataset:
         self.root, self.shown = self.storage.root, self.storage.shown
         data = self.storage.manifest()
         self.manifest: Manifest = parse_manifest(data, f"{self.shown.rstrip('/')}/{MANIFEST}")
+        self._kind, self._form = self.manifest.image.kind, self.manifest.image.pixels
         self.sealed = is_sealed(data)
         self.digest = hashlib.sha256(data).hexdigest()
         self._starts = np.cumsum([0] + [shard.count for shard in self.manifest.shards])
+        self._first_ids: list[int] = self._starts.tolist()
         self._indexes: dict[int, NDArray[np.void]] = {}
         self._tars: dict[int, _OpenTar] = {}
         self._locks: defaultdict[int, threading.RLock] = defaultdict(threading.RLock)
@@ -106,16 +125,14 @@ class Dataset:
         Raises:
             DatasetError: the chip's bytes have changed or do not decode.
         """
-        image = self.manifest.image
-        form = image.pixels
+        form = self._form
         if out is None:
             out = np.empty((form.height, form.width, form.bands), form.dtype)
-        data, record = self._checked(chip_id)
-        raw_offset = int(record["pixels"])
+        data, raw_offset = self._checked(chip_id)
         try:
             if raw_offset:
                 return raw_pixels(data, raw_offset, form, out)
-            return decode(data, image.kind, out)
+            return decode(data, self._kind, out)
         except DecodeError as error:
             raise DatasetError(f"{self._name(chip_id)}: {error}") from error
 
@@ -126,17 +143,15 @@ class Dataset:
             numbers = np.unique(np.searchsorted(self._starts, places[places >= 0], side="right") - 1)
             self.storage.prefetch([self.manifest.shards[number] for number in numbers.tolist()])
 
-    def _checked(self, chip_id: int) -> tuple[memoryview, np.void]:
-        """A chip's image and its record; once for every chip that training reads, so it calls little."""
-        number, record = self._record(chip_id)
+    def _checked(self, chip_id: int) -> tuple[memoryview, int]:
+        """A chip's image and from where in it its pixels lie as they are; once for every chip that training reads."""
+        number, row = self._locate(chip_id)
         tar = self._tars.get(number) or self._tar(number)
-        offset = int(record["offset"])
-        data = memoryview(tar.data)[offset : offset + int(record["size"])]
-        if hashlib.sha256(data).digest() == record["digest"].tobytes():
-            return data, record
-        return self._fetched_again(chip_id, number, record, tar), record
+        if (data := _sound(tar, row)) is None:
+            data = self._fetched_again(chip_id, number, row, tar)
+        return data, tar.raw_offset(row)
 
-    def _fetched_again(self, chip_id: int, number: int, record: np.void, tar: _OpenTar) -> memoryview:
+    def _fetched_again(self, chip_id: int, number: int, row: int, tar: _OpenTar) -> memoryview:
         """A chip that was found changed, out of a new copy of its shard where there is one to fetch."""
         if self.storage.remote:
             # A cache's disk can go bad like any other.
@@ -144,12 +159,10 @@ class Dataset:
                 if self._tars.get(number) is tar:
                     self.storage.discard(self.manifest.shards[number])
                     del self._tars[number]
-            offset, size = int(record["offset"]), int(record["size"])
-            data = memoryview(self._tar(number).data)[offset : offset + size]
-            if hashlib.sha256(data).digest() == record["digest"].tobytes():
+            if (data := _sound(self._tar(number), row)) is not None:
                 return data
         raise DatasetError(
-            f"{self._name(chip_id)}: its bytes have changed since the build (sha256 differs); "
+            f"{self._name(chip_id)}: its bytes have changed since the build (its digest differs); "
             "run planet-shard verify, then restore or rebuild the shard"
         )
 
@@ -176,8 +189,8 @@ class Dataset:
     def _locate(self, chip_id: int) -> tuple[int, int]:
         if not 0 <= chip_id < len(self):
             raise IndexError(f"chip id {chip_id} of {len(self)} chips")
-        number = int(np.searchsorted(self._starts, chip_id, side="right")) - 1
-        return number, chip_id - int(self._starts[number])
+        number = bisect_right(self._first_ids, chip_id) - 1
+        return number, chip_id - self._first_ids[number]
 
     def _record(self, chip_id: int) -> tuple[int, np.void]:
         number, row = self._locate(chip_id)
@@ -199,7 +212,9 @@ class Dataset:
             with self._locks[number]:
                 tar = self._tars.get(number)
                 if tar is None:
-                    tar = self._tars[number] = _open_tar(self.storage, self.manifest.shards[number])
+                    tar = self._tars[number] = _open_tar(
+                        self.storage, self.manifest.shards[number], self._index(number)
+                    )
                     if self.storage.remote:
                         self._let_go()
         return tar
@@ -225,7 +240,15 @@ def read_index(storage: Storage, shard: Shard) -> NDArray[np.void]:
     return parse_index(data, shard, storage.name(shard, "idx"))
 
 
-def _open_tar(storage: Storage, shard: Shard) -> _OpenTar:
+def _sound(tar: _OpenTar, row: int) -> memoryview | None:
+    """An image, unless its digest differs."""
+    offset = tar.offset(row)
+    data = tar.data[offset : offset + tar.size(row)]
+    digest = tar.digests[DIGEST_BYTES * row : DIGEST_BYTES * (row + 1)]
+    return data if image_digest(data) == digest else None
+
+
+def _open_tar(storage: Storage, shard: Shard, index: NDArray[np.void]) -> _OpenTar:
     try:
         with storage.open(shard, "tar") as file:
             status = os.fstat(file.fileno())
@@ -235,7 +258,14 @@ def _open_tar(storage: Storage, shard: Shard) -> _OpenTar:
                     "restore or rebuild the shard"
                 )
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if status.st_size else b""
-            return _OpenTar(data, status)
+            return _OpenTar(
+                memoryview(data),
+                status,
+                offset=index["offset"].item,
+                size=index["size"].item,
+                raw_offset=index["pixels"].item,
+                digests=index["digest"].tobytes(),
+            )
     except OSError as error:
         raise _unreadable(storage.name(shard, "tar"), error) from error
 

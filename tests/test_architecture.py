@@ -20,7 +20,8 @@ LAYERS = [
     {"stopwatch", "traces"},
     {"git_state", "tracking_files", "tracking_names"},
     # Chips on their way to a network, and what its answers are measured by.
-    {"chip_choice", "cuts", "data", "draws", "figures_chips", "label_noise", "losses", "models", "page", "predictions"},
+    {"chip_choice", "cuts", "data", "draws", "figures_chips", "host_cache", "label_noise", "losses", "models"},
+    {"device_cache", "page", "predictions"},
     {"runfolder", "stream", "tracking_dashboard", "tracking_merge", "tracking_tables"},
     {"runlogs", "runstate"},
     {"provenance", "report_parts"},

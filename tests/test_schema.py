@@ -24,7 +24,7 @@ from shards.schema import (
 
 TABLE: dict[str, Any] = {
     "format": "planet-dist-dataset",
-    "version": 1,
+    "version": 2,
     "labels": ["clear", "water"],
     "exclusive": [{"name": "weather", "labels": ["clear"], "required": True}],
     "alone": ["water"],
@@ -70,7 +70,7 @@ def test_a_manifest_comes_back_from_its_bytes() -> None:
         (b"[]", "not the manifest"),
         (b"\xff", "not JSON"),
         (manifest_with(format="other"), "not the manifest"),
-        (manifest_with(version=2), "version 2; this program reads version 1"),
+        (manifest_with(version=1), "version 1; this program reads version 2"),
         (manifest_with(surprise=1), "surprise"),
         (manifest_with(count="2"), "count"),
         (manifest_with(count=3), "disagrees"),
@@ -94,7 +94,7 @@ def test_a_manifest_that_is_not_one_says_where_and_why(data: bytes, message: str
 def index_of(keys: list[str]) -> np.ndarray:
     index = np.zeros(len(keys), index_dtype(max(map(len, keys))))
     for number, key in enumerate(keys):
-        index[number] = (key.encode(), 512 + 1024 * number, 100, 0, 1 << 63, True, np.full(32, number))
+        index[number] = (key.encode(), 512 + 1024 * number, 100, 0, 1 << 63, True, np.full(16, number))
     return index
 
 

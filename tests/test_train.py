@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from planet_dist.bundle_files import load_bundle
+from planet_dist.host_cache import HostCache
 from shards.reader import Dataset
 from tests.conftest import REPOSITORY, launch
 
@@ -126,6 +128,18 @@ def test_a_run_ended_in_an_epoch_and_resumed_ends_with_the_same_bytes(
     assert not (run / "stopped.json").exists()
     expected, found = results(finished[0]), results(run)
     assert [name for name in expected if expected[name] != found[name]] == []
+
+
+def test_a_run_that_keeps_decoded_chips_ends_with_the_same_bytes(
+    finished: tuple[Path, str], dataset: Dataset, tmp_path: Path
+) -> None:
+    run, cache = tmp_path / "cached", tmp_path / "cache"
+    done = launch("planet_dist/train.py", *words(dataset, run, "data.cache=host", f"runtime.cache_dir={cache}"))
+    assert done.returncode == 0, done.stderr
+    expected, found = results(finished[0]), results(run)
+    assert [name for name in expected if expected[name] != found[name]] == []
+    # Both ranks have filled one file, with every chip that trains or validates.
+    assert HostCache(cache, dataset, 2**30).holds(np.arange(len(dataset))).all()
 
 
 def test_resuming_a_finished_run_trains_nothing_and_says_the_same(finished: tuple[Path, str], dataset: Dataset) -> None:
