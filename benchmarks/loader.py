@@ -268,9 +268,7 @@ def report(found: dict[tuple[str, int], Contestant], firsts: list[float], cores:
     for name, shown in PEERS.items():
         peer = found[name, cores]
         peers.append([shown + _why(peer), peer.versions, *rates_of(peer), ratio(peer, bare), f"{peer.private_mib:.0f}"])
-    no_ffcv = (
-        "ffcv 1.0.2: not installed, its build needs OpenCV's C++ library and libjpeg-turbo's headers on the machine"
-    )
+    no_ffcv = 'ffcv: not installed, its build stops at "Could not find required package: opencv"'
     peers.append([no_ffcv, "", "-", "-", "-", "-"])
     columns = ["loader", "versions", "images/s", "range", "of the bare decoder", "private MiB"]
     printer.table(f"Peers, first epoch, uint8, {cores} workers each", columns, peers)
