@@ -54,6 +54,9 @@ lint: $(READY) ## formatting, style and types
 
 bench: $(READY) $(PEERS)/.ready ## side-by-side measurements, one table each
 	python benchmarks/loader.py
+	python benchmarks/step.py
+	python benchmarks/startup.py
+	-python benchmarks/gpu.py
 	python benchmarks/thresholds.py
 	python benchmarks/build.py
 	python benchmarks/plan.py

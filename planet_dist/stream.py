@@ -13,6 +13,7 @@ Pixels stay integers here; planet_dist.augment turns them into what the network 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,7 @@ from shards.workers import available_cores
 
 Ids = NDArray[np.int64]
 
+_CACHE_LINE_BYTES = 64
 _STEPS_ANNOUNCED = 32  # to a dataset whose shards have to be fetched
 _CHIPS_PER_TASK = 32  # decoded by one thread at most: handing over costs as much as a tenth of a chip
 
@@ -241,8 +243,12 @@ class DecodedBatches:
 def _memory(shape: tuple[int, ...], dtype: str, pinned: bool) -> torch.Tensor:
     if pinned:
         return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
-    # NumPy asks the kernel for large pages, and torch does not: decoding into small ones takes some 5% longer.
-    return torch.from_numpy(np.empty(shape, dtype))
+    # NumPy asks the kernel for large pages, and torch does not: decoding into small ones takes some 5% longer. But it
+    # begins 16 bytes into a line of the processor's cache, and copying cached chips there takes twice as long.
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(count + _CACHE_LINE_BYTES, np.uint8)
+    start = -room.ctypes.data % _CACHE_LINE_BYTES
+    return torch.from_numpy(room[start : start + count].view(dtype).reshape(shape))
 
 
 class OnDevice:
