@@ -59,7 +59,7 @@ METRICS = (
     Metric("time/images_per_second", "training chips a second over all processes, since the line before", "mean"),
     Metric("time/wait_share", "share of the time that the step waited for chips", "mean"),
     *(
-        Metric(f"time/{part}_share", f"share of the time {spent}", "mean", only="where it is measured")
+        Metric(f"time/{part}_share", f"share of the time {spent}", "mean")
         for part, spent in {
             "decode": "that decoding took",
             "copy": "that copies to the device took",

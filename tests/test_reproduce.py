@@ -62,7 +62,8 @@ def test_at_full_scale_recipes_are_the_papers_own_and_too_few_chips_are_the_reas
         train_rows(list(first.values()))
     second = planned("paper2", dataset, tmp_path, scale="full")
     for name in ("paper2-simple-cnn-64", "paper2-inception-v3"):
-        assert second[name].config == load_config(name)  # type: ignore[union-attr]
+        own = load_config(name, [f"tracking.group={tmp_path.name}"])
+        assert second[name].config == own  # type: ignore[union-attr]
 
 
 def test_the_variants_of_the_second_papers_network_differ_in_one_thing(dataset: Dataset, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from planet_dist.bundle_files import load_bundle
+from planet_dist.bundle import Bundle
 from planet_dist.host_cache import HostCache
 from shards.reader import Dataset
 from tests.conftest import REPOSITORY, launch
@@ -63,10 +63,10 @@ def test_a_run_ends_with_tables_and_a_bundle_that_predicts(finished: tuple[Path,
     assert "cross-fitted" in printed
     assert f"planet-dist predict {run}/bundle" in printed
     assert "\r" not in printed
-    bundle, weights = load_bundle(run / "bundle")
-    assert bundle.labels == dataset.manifest.labels
-    assert bundle.dataset_digest == dataset.digest
-    bundle.build(weights)
+    bundle = Bundle.load(run / "bundle")
+    assert bundle.description.labels == dataset.manifest.labels
+    assert bundle.description.dataset_digest == dataset.digest
+    assert len(bundle.predict(dataset.pixels(0)[None]).tags) == 1
 
 
 def test_the_log_has_every_step_and_epoch_once(finished: tuple[Path, str]) -> None:
