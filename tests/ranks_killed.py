@@ -20,6 +20,7 @@ append = JsonLines.append
 def append_and_die(self: JsonLines, record: dict[str, Any]) -> None:
     append(self, record)
     if record["step"] == STEP:
+        print(f"rank-0 killed at step {STEP}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
