@@ -69,7 +69,7 @@ reproduce: $(READY) ## every row of both papers on made chips, small and quick, 
 	planet-dist reproduce paper1 --data build/jpg --tiff build/tif --scale quick --out build/paper1
 	planet-dist reproduce paper2 --data build/jpg --scale quick --out build/paper2
 
-soak: $(READY) ## a hundred kills of training at random moments: every run ends as one left alone (an hour)
+soak: $(READY) ## a hundred kills of training at random moments: every run ends as one left alone (up to an hour)
 	python -m tests.soak_kills
 
 soak-damage: $(READY) ## a thousand random damages to small datasets: none silent, hanging or taking memory unbounded
