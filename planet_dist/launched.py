@@ -62,8 +62,10 @@ def end_with_launcher() -> None:
         parent = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         parent = []
-    # An orphan's next parent knows nothing of this script.
-    if Path(sys.argv[0]).name not in {Path(word).name for word in parent}:
+    # An orphan's next parent knows nothing of this script, nor of this module where it was started by -m.
+    module = sys.modules["__main__"].__spec__
+    names = {Path(sys.argv[0]).name} | ({module.name} if module else set())
+    if names.isdisjoint(Path(word).name for word in parent):
         os._exit(1)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from planet_dist.bundle import Bundle, Turns
-from planet_dist.launched import check_launch, find_launch
+from planet_dist.launched import check_launch, end_with_launcher, find_launch
 from planet_dist.predict_files import (
     Predicted,
     check_names,
@@ -34,7 +34,7 @@ from planet_dist.predict_inputs import Chips, open_chips
 from planet_dist.predict_parts import Parts, Progress
 from shards.errors import Problem, RunError, TrainingError
 from shards.location import redact
-from shards.workers import available_cores, die_with_parent
+from shards.workers import available_cores
 
 _GPU_THREADS = 4  # decode beside each other and feed one GPU; more would only take its memory
 _SHOWN = 10
@@ -91,8 +91,7 @@ def find_ranks() -> Ranks:
         return alone("cpu" if on_cpu else None)
     from accelerate import PartialState
 
-    # The launcher gives each rank a session of its own, so that a killed one would leave its ranks running.
-    die_with_parent()
+    end_with_launcher()
     # Ranks wait for the slowest one; when one ends early the launcher ends the others.
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 

@@ -53,7 +53,7 @@ METRICS = (
     Metric(AXIS, "optimizer steps done; the x axis of every other number"),
     Metric("train/phase", "the phase, counted from 0"),
     Metric("train/epoch", "the epoch of its phase, counted from 0"),
-    Metric("train/loss", "mean loss over the step's global batch, with its penalties"),
+    Metric("train/loss", "mean loss over the step's global batch, without penalties"),
     Metric("train/learning_rate", "of the step"),
     Metric("train/grad_norm", "norm of the whole gradient before clipping"),
     Metric("time/images_per_second", "training chips a second over all processes, since the line before", "mean"),
