@@ -30,8 +30,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision import models as zoo
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from shards.errors import ConfigError
 
@@ -46,6 +44,9 @@ _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)
 
 def backbone_names() -> list[str]:
     """Every torchvision classification network."""
+    # Imported where it's used, here and below: it takes seconds, and networks of our own do without it.
+    from torchvision import models as zoo
+
     return [str(name) for name in zoo.list_models(module=zoo)]
 
 
@@ -86,6 +87,8 @@ def build_backbone(name: str, weights: str, size: int, band_order: Sequence[str]
 
 
 def _construct(name: str, size: int) -> nn.Module:
+    from torchvision import models as zoo
+
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
         options = {"aux_logits": False, "transform_input": False, "init_weights": True, "dropout": 0.0}
@@ -216,6 +219,8 @@ def weights_url(name: str) -> str:
     Raises:
         ConfigError: an unknown network.
     """
+    from torchvision import models as zoo
+
     require_backbone(name)
     versions: Any = zoo.get_model_weights(name)
     return str(versions.__members__.get("IMAGENET1K_V1", versions.DEFAULT).url)
@@ -299,6 +304,8 @@ def _fill(network: nn.Module, given: Weights, where: str, removed: str, band_ord
     widened = stem in given and given[stem].shape[1] == len(band_order) != 3
     if widened:
         widen_stem(network, band_order, pretrained=False)
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
     if isinstance(network, VisionTransformer) and "encoder.pos_embedding" in given:
         given = dict(interpolate_embeddings(network.image_size, network.patch_size, given))  # type: ignore[arg-type]
     wanted = network.state_dict()

@@ -86,6 +86,7 @@ def train(
     import torch
 
     from planet_dist.data import open_data
+    from planet_dist.eager import leave_compiler_out
     from planet_dist.ending import failure_told, show_finished, show_stopped
     from planet_dist.engine import Stopped, Trainer, run_identity
     from planet_dist.launched import check_launch, end_with_launcher, find_launch, make_accelerator
@@ -96,6 +97,7 @@ def train(
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|torch")
     end_with_launcher()
+    leave_compiler_out()
     run = RunFolder(out)
     on_cpu = check_launch(find_launch())
     run.check(resume)

@@ -53,9 +53,9 @@ def write_shard(
             for packed in pieces:
                 packed.index["offset"] += position
                 position += len(packed.tar)
-                digest.update(packed.tar)
-                file.write(packed.tar)
-                taken.append(replace(packed, tar=b""))
+                digest.update(packed.tar.data)
+                file.write(packed.tar.data)
+                taken.append(replace(packed, tar=packed.tar[:0].copy()))
             end = archive_end(position)
             digest.update(end)
             file.write(end)

