@@ -107,7 +107,7 @@ class Manifest(_Record):
         count: chips; `labelled` of them have labels.
         label_counts: chips that bear label i.
         cooccurrence: [i][j] chips that bear both labels i and j.
-        mean, std: per band, in the pixels' own units, over every fourth row of every chip (moments.py).
+        mean, std: per band, in the pixels' own units, over some rows of every chip (moments.py).
         tars: "packed" in the one layout that the build writes, or "indexed": somebody else's, read where they lie.
     """
 
