@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from planet_dist.combination import Combination, CombinationRule
 from planet_dist.config import ModelConfig
+from planet_dist.decision import Decision, decision_from_json
 from planet_dist.thresholds import Thresholds
 from shards.labels import ExclusiveGroup, Vocabulary
 from shards.schema import Count, Group, ImageForm, Sha256
@@ -20,11 +21,13 @@ FORMAT: Final = "planet-dist-bundle"
 VERSION: Final = 2
 
 
-def _thresholds(value: Any) -> Any:
-    return Thresholds.from_json(value, "thresholds") if isinstance(value, dict) else value
+def _decision(value: Any) -> Any:
+    return decision_from_json(value, "thresholds") if isinstance(value, dict) else value
 
 
-_ThresholdsField = Annotated[Thresholds, BeforeValidator(_thresholds), PlainSerializer(Thresholds.to_json)]
+_DecisionField = Annotated[
+    Decision, BeforeValidator(_decision), PlainSerializer(lambda decision: decision.to_json(), return_type=dict)
+]
 
 
 class _Record(BaseModel):
@@ -44,7 +47,7 @@ class Member(_Record):
         turns: views averaged for each chip.
         competing_groups: label indices that compete under softmax, group by group; see losses.independent_logits.
         speaks_for: labels that it was trained on.
-        thresholds: by which it decides alone.
+        thresholds: the decision that it makes alone; always thresholds where it doesn't speak for all labels.
         protocol: how it was trained, by what is said, for people to read.
     """
 
@@ -59,7 +62,7 @@ class Member(_Record):
     turns: Literal[1, 8]
     competing_groups: list[list[Count]]
     speaks_for: list[str]
-    thresholds: _ThresholdsField
+    thresholds: _DecisionField
     protocol: dict[str, str]
 
 
@@ -71,7 +74,7 @@ class Description(_Record):
         image: the form of the training chips: kind, bands, dtype and, where a member's size is 0, the size.
         rule: how the members decide together (planet_dist.combination).
         rare: labels for which any member's decision suffices under "any-rare".
-        thresholds: of the mean of the members' probabilities.
+        thresholds: the decision on the mean of the members' probabilities.
         training_chips, training_label_counts: how many chips the members were trained on, and how many of them bear
             each label.
         scores: what evaluation found, for people to read.
@@ -88,7 +91,7 @@ class Description(_Record):
     members: list[Member] = Field(min_length=1)
     rule: CombinationRule = "mean"
     rare: list[str] = []
-    thresholds: _ThresholdsField
+    thresholds: _DecisionField
     training_chips: Count
     training_label_counts: list[Count]
     scores: dict[str, Any]
@@ -117,6 +120,9 @@ class Description(_Record):
                 raise ValueError(f"{member.name}: competing_groups {member.competing_groups} of {len(labels)} labels")
             if not set(member.speaks_for) <= labels:
                 raise ValueError(f"{member.name}: speaks_for names {sorted(set(member.speaks_for) - labels)}")
+            if set(member.speaks_for) != labels and not isinstance(member.thresholds, Thresholds):
+                # What it says of the others would change what is decided of its own.
+                raise ValueError(f"{member.name}: a specialist decides by thresholds, not by {member.thresholds.rule}")
         return self
 
     @property
@@ -130,7 +136,7 @@ class Description(_Record):
         return Combination(
             self.rule,
             np.array([[label in member.speaks_for for label in self.labels] for member in self.members]),
-            np.array([member.thresholds.values for member in self.members]),
-            np.array(self.thresholds.values),
+            tuple(member.thresholds for member in self.members),
+            self.thresholds,
             np.array([label in self.rare for label in self.labels]),
         )

@@ -1,8 +1,8 @@
 """Many models' probabilities to one decision. All pure functions of arrays.
 
-    mean        the mean of the members' probabilities, above the thresholds that were fitted on it
-    vote        the members' decisions, each by thresholds of its own; a label stands where at least half of them
-                say so (first paper, section 4.4). An even split says yes: F2 weighs recall over precision
+    mean        the mean of the members' probabilities, by the decision that was fitted on it
+    vote        the members' decisions, each by its own; a label stands where at least half of them say so (first
+                paper, section 4.4). An even split says yes: F2 weighs recall over precision
     any-rare    for rare labels any member's decision suffices (first paper, section 6, as future work); "mean"
                 for the others
 
@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from planet_dist.decision import Decision, DecisionRule
 from planet_dist.metrics import Array, Bools, Floats, check_probabilities
-from planet_dist.thresholds import Rule, decide
 
 CombinationRule = Literal["mean", "vote", "any-rare"]
 COMBINATION_RULES: tuple[CombinationRule, ...] = get_args(CombinationRule)
@@ -35,15 +35,15 @@ class Combination:
     Attributes:
         rule: see the module's docstring.
         speaks_MC: bool.
-        own_MC: float64, each member's own thresholds.
-        mean_C: float64, the thresholds of the mean; "vote" does not use them.
+        own: M decisions, each member's own; "mean" does not use them.
+        mean: of the mean; "vote" does not use it.
         rare_C: bool; only "any-rare" uses it.
     """
 
     rule: CombinationRule
     speaks_MC: Bools
-    own_MC: Floats
-    mean_C: Floats
+    own: tuple[Decision, ...]
+    mean: Decision
     rare_C: Bools
 
     def decide(self, probabilities_MNC: Array) -> Bools:
@@ -55,15 +55,18 @@ class Combination:
         members, _, labels = probabilities_MNC.shape
         assert (members, labels) == self.speaks_MC.shape, (probabilities_MNC.shape, self.speaks_MC.shape)
         checked_MNC = np.stack([check_probabilities(member_NC) for member_NC in probabilities_MNC])
-        by_mean_NC = decide(mean_probabilities(checked_MNC, self.speaks_MC), self.mean_C)
         if self.rule == "mean":
-            return by_mean_NC
-        said_MNC = decide(checked_MNC, self.own_MC[:, None, :]) & self.speaks_MC[:, None, :]
+            return self._by_mean(checked_MNC)
+        own_MNC = [decision.decide(own_NC) for decision, own_NC in zip(self.own, checked_MNC, strict=True)]
+        said_MNC = np.stack(own_MNC) & self.speaks_MC[:, None, :]
         if self.rule == "vote":
             votes_NC = np.count_nonzero(said_MNC, axis=0)
             majority: Bools = (votes_NC > 0) & (2 * votes_NC >= np.count_nonzero(self.speaks_MC, axis=0))
             return majority
-        return np.where(self.rare_C, said_MNC.any(axis=0), by_mean_NC)
+        return np.where(self.rare_C, said_MNC.any(axis=0), self._by_mean(checked_MNC))
+
+    def _by_mean(self, probabilities_MNC: Floats) -> Bools:
+        return self.mean.decide(mean_probabilities(probabilities_MNC, self.speaks_MC))
 
 
 def mean_probabilities(probabilities_MNC: Floats, speaks_MC: Bools) -> Floats:
@@ -88,23 +91,25 @@ def fit_combination(
     *,
     speaks_MC: Bools,
     rare_C: Bools,
-    own_rules: Sequence[Rule],
-    mean_rule: Rule,
+    own_rules: Sequence[DecisionRule],
+    mean_rule: DecisionRule,
+    labels: Sequence[str],
 ) -> Combination:
-    """Fits each member's thresholds by its own rule, and those of the mean.
+    """Fits each member's decision by its own rule, and that of the mean.
 
     Args:
         probabilities_MNC: float64, checked.
         true_NC: bool.
         own_rules: M rules.
         mean_rule: for the mean.
+        labels: C names.
     """
     own = [
-        own_rule.fit(others_right(member_NC, true_NC, speaks_C), true_NC)
+        own_rule.decision(others_right(member_NC, true_NC, speaks_C), true_NC, labels)
         for own_rule, member_NC, speaks_C in zip(own_rules, probabilities_MNC, speaks_MC, strict=True)
     ]
-    mean_C = mean_rule.fit(mean_probabilities(probabilities_MNC, speaks_MC), true_NC)
-    return Combination(rule, speaks_MC, np.stack(own), mean_C, rare_C)
+    mean = mean_rule.decision(mean_probabilities(probabilities_MNC, speaks_MC), true_NC, labels)
+    return Combination(rule, speaks_MC, tuple(own), mean, rare_C)
 
 
 def others_right(values_NC: Array, true_NC: Array, speaks_C: Bools, low: float = 0.0, high: float = 1.0) -> Any:

@@ -1,7 +1,7 @@
 """Two finished runs against each other: where their configurations differ, and whether their results do.
 
 Both are judged on the same chips: those that validate in either. Both runs' rules (of the kind that each run chose) are
-fitted anew on those chips without each chip's own fold, so that neither profits from thresholds that saw it. Resampling
+fitted anew on those chips without each chip's own fold, so that neither profits from a fit that saw it. Resampling
 draws chips, and takes both runs' answers to a drawn chip together: what makes a chip hard for both then cancels.
 
 Suffixes: N chips, C labels, B bootstrap resamples.
@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from planet_dist.crossfit import cross_fitted, fold_numbers
+from planet_dist.decision_rules import rule_of
 from planet_dist.finished import FinishedRun
 from planet_dist.metrics import Array, Bools, Floats, bootstrap_means, f2_of_counts, interval, sample_f2
 from planet_dist.predictions import Predictions
 from planet_dist.runfolder import differences
 from planet_dist.runlogs import RunLogs
-from planet_dist.thresholds import RULES
 from shards.errors import RunError
 
 LEAST_CHIPS = 20  # on fewer, an interval would say nothing
@@ -175,12 +175,11 @@ def compare(first: FinishedRun, second: FinishedRun, logs: tuple[RunLogs, RunLog
     if any("specialist_of" in run.scores for run in (first, second)):
         raise RunError("a specialist answers for few labels, and its F2 compares with nobody's; give other runs")
     ours, theirs = common_chips(first.predictions, second.predictions, names)
-    rules = (first.thresholds.rule, second.thresholds.rule)
-    by_name = {rule.name: rule for rule in RULES}
+    fitted = (first.thresholds, second.thresholds)
     fold_of_N = fold_numbers(len(ours.ids_N), _FOLDS, seed)
     decided = [
-        cross_fitted(by_name[rule], one.probabilities_NC, one.targets_NC, fold_of_N)
-        for rule, one in zip(rules, (ours, theirs), strict=True)
+        cross_fitted(rule_of(decision), one.probabilities_NC, one.targets_NC, fold_of_N, one.labels)
+        for decision, one in zip(fitted, (ours, theirs), strict=True)
     ]
     true_NC = ours.targets_NC
     labels = {
@@ -195,7 +194,7 @@ def compare(first: FinishedRun, second: FinishedRun, logs: tuple[RunLogs, RunLog
         len(ours.ids_N),
         len(first.predictions.ids_N),
         len(second.predictions.ids_N),
-        rules,
+        (fitted[0].rule, fitted[1].rule),
         sample_difference(decided[0], decided[1], true_NC, seed),
         labels,
         _figures(first, second, logs),

@@ -2,7 +2,8 @@
 
 Thresholds fitted per label look better on their own rows than they are, and on new rows may lose to a flat
 0.2. So every rule is reported two ways: fitted and scored on the same rows, as both papers do, and
-cross-fitted, where each row is decided by thresholds fitted without its fold.
+cross-fitted, where each row is decided by a fit without its fold. A rule that cross-validates to fit itself
+does so inside the rows that it's given.
 
 Suffixes: N samples, C labels, R rules, B bootstrap resamples.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planet_dist.decision import Decision, DecisionRule
 from planet_dist.metrics import (
     Array,
     Bools,
@@ -31,7 +33,7 @@ from planet_dist.metrics import (
     mean_f2,
     sample_f2,
 )
-from planet_dist.thresholds import RULES, Rule, Thresholds, decide
+from planet_dist.thresholds import RULES, Thresholds
 from shards.errors import ConfigError, RunError
 
 _FOLDS_STREAM = 2  # beside the seed; metrics.py draws its resamples from another stream
@@ -43,7 +45,7 @@ class RuleScore:
 
     Attributes:
         rule: its name.
-        fitted: how many values it takes from the data.
+        fitted: how many values it took from the data.
         same_rows_f2: sample-averaged F2, fitted and scored on all rows.
         cross_fitted_f2: sample-averaged F2, each row decided by a fit without its fold.
         low, high: bootstrap interval (95%) of cross_fitted_f2.
@@ -74,7 +76,7 @@ class Evaluation:
     """
 
     rules: tuple[RuleScore, ...]
-    chosen: Thresholds
+    chosen: Decision
     label_scores: LabelScores
     accuracy: float
     loss: float
@@ -88,18 +90,17 @@ class Evaluation:
         return next(score for score in self.rules if score.rule == self.chosen.rule)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain numbers, lists and strings."""
+        """All of it as plain numbers, lists and strings; labels have a threshold where the chosen rule has them."""
         scores = self.label_scores
-        columns = zip(
-            self.chosen.labels,
-            self.chosen.values,
-            scores.f2_C.tolist(),
-            scores.precision_C.tolist(),
-            scores.recall_C.tolist(),
-            scores.support_C.tolist(),
-            strict=True,
-        )
-        names = ("label", "threshold", "f2", "precision", "recall", "support")
+        columns: dict[str, Sequence[Any]] = {"label": self.chosen.labels}
+        if isinstance(self.chosen, Thresholds):
+            columns["threshold"] = self.chosen.values
+        columns |= {
+            "f2": scores.f2_C.tolist(),
+            "precision": scores.precision_C.tolist(),
+            "recall": scores.recall_C.tolist(),
+            "support": scores.support_C.tolist(),
+        }
         return {
             "rows": self.rows,
             "folds": self.folds,
@@ -109,7 +110,7 @@ class Evaluation:
             "f2": self.chosen_score.cross_fitted_f2,
             "chosen": self.chosen.rule,
             "rules": [asdict(score) for score in self.rules],
-            "labels": [dict(zip(names, column, strict=True)) for column in columns],
+            "labels": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         }
 
 
@@ -122,7 +123,7 @@ def evaluate_rules(
     seed: int = 0,
     folds: int = 5,
     resamples: int = 1000,
-    rules: Sequence[Rule] = RULES,
+    rules: Sequence[DecisionRule] = RULES,
 ) -> Evaluation:
     """Judges rules, chooses one and refits it on all rows.
 
@@ -153,16 +154,16 @@ def evaluate_rules(
         order_N = _order(np.asarray(ids_N), count)
         checked_NC, true_NC = checked_NC[order_N], true_NC[order_N]
     fold_of_N = fold_numbers(count, folds, seed)
-    fitted = [rule.fit(checked_NC, true_NC) for rule in rules]
-    decisions = [cross_fitted(rule, checked_NC, true_NC, fold_of_N) for rule in rules]
+    fitted = [rule.decision(checked_NC, true_NC, labels) for rule in rules]
+    decisions = [cross_fitted(rule, checked_NC, true_NC, fold_of_N, labels) for rule in rules]
     scores_NR = np.stack([sample_f2(decided_NC, true_NC) for decided_NC in decisions], axis=1)
     means_R, means_BR = scores_NR.mean(axis=0), bootstrap_means(scores_NR, seed, resamples)
     best = int(means_R.argmax())
     compared = tuple(
         RuleScore(
             rule.name,
-            rule.fitted(label_count),
-            mean_f2(decide(checked_NC, fitted[r]), true_NC),
+            rule.values_taken(fitted[r]),
+            mean_f2(fitted[r].decide(checked_NC), true_NC),
             float(means_R[r]),
             *interval(means_BR[:, r]),
             *interval(means_BR[:, best] - means_BR[:, r]),
@@ -172,7 +173,7 @@ def evaluate_rules(
     chosen = choose(compared)
     return Evaluation(
         rules=compared,
-        chosen=Thresholds(rules[chosen].name, tuple(labels), tuple(fitted[chosen].tolist())),
+        chosen=fitted[chosen],
         label_scores=label_scores(decisions[chosen], true_NC),
         accuracy=accuracy(checked_NC, true_NC),
         loss=cross_entropy(checked_NC, true_NC),
@@ -203,19 +204,22 @@ def fold_numbers(count: int, folds: int, seed: int) -> NDArray[np.int64]:
     return numbers_N
 
 
-def cross_fitted(rule: Rule, probabilities_NC: Floats, true_NC: Bools, fold_of_N: NDArray[np.int64]) -> Bools:
-    """Decisions (N, C), each row's by thresholds fitted on the rows of the other folds alone.
+def cross_fitted(
+    rule: DecisionRule, probabilities_NC: Floats, true_NC: Bools, fold_of_N: NDArray[np.int64], labels: Sequence[str]
+) -> Bools:
+    """Decisions (N, C), each row's by a fit on the rows of the other folds alone.
 
     Args:
         probabilities_NC: float64 (N, C), checked.
         true_NC: bool (N, C).
         fold_of_N: each row's fold.
+        labels: C names.
     """
     decided_NC = np.zeros(probabilities_NC.shape, dtype=bool)
     for fold in np.unique(fold_of_N):
         held_out_N = fold_of_N == fold
-        values_C = rule.fit(probabilities_NC[~held_out_N], true_NC[~held_out_N])
-        decided_NC[held_out_N] = decide(probabilities_NC[held_out_N], values_C)
+        decision = rule.decision(probabilities_NC[~held_out_N], true_NC[~held_out_N], labels)
+        decided_NC[held_out_N] = decision.decide(probabilities_NC[held_out_N])
     return decided_NC
 
 

@@ -20,6 +20,8 @@ from planet_dist.combination import (
     others_right,
 )
 from planet_dist.crossfit import evaluate_rules, fold_numbers
+from planet_dist.decision import Decision, DecisionRule
+from planet_dist.decision_rules import rule_of, rules_for
 from planet_dist.metrics import (
     Array,
     Bools,
@@ -30,8 +32,6 @@ from planet_dist.metrics import (
     label_scores,
     sample_f2,
 )
-from planet_dist.thresholds import RULES, Rule, Thresholds
-from shards.errors import RunError
 
 _FOLDS = 5
 
@@ -70,7 +70,7 @@ class EnsembleEvaluation:
         rare: labels for which "any-rare" takes any member's word.
         label_scores: of the combination, cross-fitted.
         member_f2_MC: float64, each member's own F2 of each label, cross-fitted; NaN where it doesn't speak.
-        thresholds: of the mean, fitted on all rows.
+        thresholds: the decision of the mean, fitted on all rows.
         rows, folds, seed: what the figures come from.
     """
 
@@ -82,7 +82,7 @@ class EnsembleEvaluation:
     rare: list[str]
     label_scores: LabelScores
     member_f2_MC: Floats
-    thresholds: Thresholds
+    thresholds: Decision
     rows: int
     folds: int
     seed: int
@@ -130,7 +130,7 @@ def evaluate_ensemble(
     seed: int = 0,
     resamples: int = 1000,
 ) -> EnsembleEvaluation:
-    """Judges members and combinations on rows that their thresholds were not fitted on.
+    """Judges members and combinations on rows that their decisions were not fitted on.
 
     Args:
         bundle: members, rule and rare labels are used.
@@ -144,9 +144,14 @@ def evaluate_ensemble(
     probabilities_MNC, true_NC = probabilities_MNC[:, order_N], true_NC[order_N]
     speaks_MC = bundle.combination().speaks_MC
     of_mean = evaluate_rules(
-        mean_probabilities(probabilities_MNC, speaks_MC), true_NC, bundle.labels, seed=seed, folds=_FOLDS
+        mean_probabilities(probabilities_MNC, speaks_MC),
+        true_NC,
+        bundle.labels,
+        seed=seed,
+        folds=_FOLDS,
+        rules=rules_for(bundle.vocabulary),
     )
-    judge = _Judge(bundle, probabilities_MNC, true_NC, speaks_MC, _rule(of_mean.chosen.rule), seed)
+    judge = _Judge(bundle, probabilities_MNC, true_NC, speaks_MC, rule_of(of_mean.chosen), seed)
     names = [member.name for member in bundle.members]
     alone = [judge.member(m) for m in range(len(names))]
     together = {rule: judge.together(rule) for rule in COMBINATION_RULES}
@@ -184,12 +189,13 @@ class _Judge:
         probabilities_MNC: Floats,
         true_NC: Bools,
         speaks_MC: Bools,
-        mean_rule: Rule,
+        mean_rule: DecisionRule,
         seed: int,
     ) -> None:
         self._probabilities_MNC, self._true_NC, self._speaks_MC = probabilities_MNC, true_NC, speaks_MC
         self._rare_C = bundle.combination().rare_C
-        self._own_rules = [_rule(member.thresholds.rule) for member in bundle.members]
+        self._own_rules = [rule_of(member.thresholds) for member in bundle.members]
+        self._labels = bundle.labels
         self._mean_rule = mean_rule
         self._fold_of_N = fold_numbers(len(true_NC), _FOLDS, seed)
 
@@ -208,8 +214,8 @@ class _Judge:
         rule: CombinationRule,
         probabilities_MNC: Floats,
         speaks_MC: Bools,
-        own_rules: Sequence[Rule],
-        mean_rule: Rule,
+        own_rules: Sequence[DecisionRule],
+        mean_rule: DecisionRule,
     ) -> _Decisions:
         def fitted_on(rows_N: Bools, decided_N: Bools) -> Bools:
             combination = fit_combination(
@@ -220,6 +226,7 @@ class _Judge:
                 rare_C=self._rare_C,
                 own_rules=own_rules,
                 mean_rule=mean_rule,
+                labels=self._labels,
             )
             return combination.decide(probabilities_MNC[:, decided_N])
 
@@ -245,12 +252,3 @@ def _compare(contending: dict[str, _Decisions], true_NC: Bools, seed: int, resam
         )
         for r, (name, one) in enumerate(contending.items())
     ]
-
-
-def _rule(name: str) -> Rule:
-    known = {rule.name: rule for rule in RULES}
-    if name not in known:
-        raise RunError(
-            f"decision rule {name!r} cannot be fitted again; train the run again, or choose one of {', '.join(known)}"
-        )
-    return known[name]

@@ -164,7 +164,7 @@ class RunFigures:
 
     def labels_by_rule(self) -> Figure:
         """Each label under three kinds of thresholds (first paper, Figure 6)."""
-        scores = rule_label_scores(self.p_NC, self.true_NC, self.run.config.seed)
+        scores = rule_label_scores(self.p_NC, self.true_NC, self.labels, self.run.config.seed)
         return label_dots(self.labels, scores, "Thresholds, cross-fitted on the validation chips")
 
     def labels_beside_other(self) -> Figure:
@@ -174,7 +174,7 @@ class RunFigures:
         per_label = "threshold per label"
         pair = {
             (run.folder.root.name or "run"): rule_label_scores(
-                run.predictions.probabilities_NC, run.predictions.targets_NC, run.config.seed
+                run.predictions.probabilities_NC, run.predictions.targets_NC, self.labels, run.config.seed
             )[per_label]
             for run in (self.other, self.run)
         }

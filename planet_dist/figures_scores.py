@@ -69,18 +69,21 @@ def _recall_at(f2: float, precision: float) -> float:
     return float(BETA_SQUARED * precision * f2 / ((1 + BETA_SQUARED) * precision - f2))
 
 
-def rule_label_scores(probabilities_NC: Floats, true_NC: Bools, seed: int = 0) -> dict[str, LabelScores]:
+def rule_label_scores(
+    probabilities_NC: Floats, true_NC: Bools, labels: Sequence[str], seed: int = 0
+) -> dict[str, LabelScores]:
     """Each label's scores under the three rules of the first paper's Figure 6, cross-fitted.
 
     Args:
         probabilities_NC: float64 (N, C).
         true_NC: bool (N, C).
+        labels: C names.
         seed: of the folds.
     """
     fold_of_N = fold_numbers(len(true_NC), min(_FOLDS, len(true_NC)), seed)
     rules = {rule.name: rule for rule in RULES}
     return {
-        shown: label_scores(cross_fitted(rules[name], probabilities_NC, true_NC, fold_of_N), true_NC)
+        shown: label_scores(cross_fitted(rules[name], probabilities_NC, true_NC, fold_of_N, labels), true_NC)
         for name, shown in THREE_RULES.items()
     }
 

@@ -19,6 +19,7 @@ from webdataset.pipeline import DataPipeline
 from planet_dist.augment import Preprocess
 from planet_dist.checkpoint import load_checkpoint, newest
 from planet_dist.config import Config, parse_config
+from planet_dist.decision import Decision, read_decision
 from planet_dist.evaluate import audit, infer
 from planet_dist.losses import competing_groups, independent_logits
 from planet_dist.models import Network, build_model
@@ -27,7 +28,6 @@ from planet_dist.predictions import Predictions, read_predictions
 from planet_dist.runfolder import RunFolder
 from planet_dist.runlogs import read_records
 from planet_dist.stream import DecodedBatches, FixedSteps, OnDevice, decode_threads
-from planet_dist.thresholds import Thresholds, read_thresholds
 from shards.errors import RunError
 from shards.reader import Dataset
 
@@ -40,7 +40,7 @@ class FinishedRun:
         folder: its paths.
         config: as it was resolved.
         predictions: of the validation chips, by the kept checkpoint.
-        thresholds: the rule that evaluation chose.
+        thresholds: the decision that evaluation chose.
         scores: evaluation/metrics.json, as crossfit.Evaluation.to_json() has it.
         epochs: one record an epoch, in order: phase, epoch, f2, accuracy, loss and more.
         steps: one record a logged step: phase, epoch, loss and more.
@@ -49,7 +49,7 @@ class FinishedRun:
     folder: RunFolder
     config: Config
     predictions: Predictions
-    thresholds: Thresholds
+    thresholds: Decision
     scores: dict[str, Any]
     epochs: list[dict[str, Any]]
     steps: list[dict[str, Any]]
@@ -66,7 +66,7 @@ class FinishedRun:
         """The sample-averaged F2 of a decision rule on the validation chips.
 
         Args:
-            rule: a name of thresholds.RULES.
+            rule: a name of decision_rules.rules_for.
             cross_fitted: judged on rows that it wasn't fitted on, instead of the same ones as in the papers.
         """
         score = next(score for score in self.scores["rules"] if score["rule"] == rule)
@@ -109,7 +109,7 @@ def open_run(root: Path) -> FinishedRun:
             folder,
             config,
             read_predictions(folder.evaluation / "predictions.npz"),
-            read_thresholds(folder.evaluation / "thresholds.json"),
+            read_decision(folder.evaluation / "thresholds.json"),
             json.loads((folder.evaluation / "metrics.json").read_text()),
             [record for record in records if record["kind"] == "epoch"],
             [record for record in records if record["kind"] == "train"],

@@ -17,12 +17,14 @@ from planet_dist.combination import others_right
 from planet_dist.config import Config, LossConfig
 from planet_dist.crossfit import Evaluation, evaluate_rules
 from planet_dist.data import Data
+from planet_dist.decision import Decision, write_decision
+from planet_dist.decision_rules import THRESHOLD_RULES, rules_for
 from planet_dist.evaluate import Logits
 from planet_dist.losses import competing_groups
 from planet_dist.metrics import Bools, accuracy, cross_entropy_of_logits, mean_f2, probabilities
 from planet_dist.predictions import write_predictions
 from planet_dist.runfolder import RunFolder
-from planet_dist.thresholds import Thresholds, decide, fit_single, write_thresholds
+from planet_dist.thresholds import decide, fit_single
 from shards.errors import TrainingError
 from shards.schema import write_whole
 
@@ -86,10 +88,12 @@ def conclude(config: Config, data: Data, run: RunFolder, logits: Logits, weights
     targets_NC = data.targets_NC[logits.ids_N]
     speaks_C = weighted_labels(config.loss, data.labels)
     judged_NC = others_right(probabilities(logits.logits_NC), targets_NC, speaks_C)
-    evaluation = evaluate_rules(judged_NC, targets_NC, data.labels, ids_N=logits.ids_N, seed=config.seed)
+    # What a specialist says of other labels is not to change what it decides of its own.
+    rules = rules_for(data.dataset.manifest.vocabulary) if speaks_C.all() else THRESHOLD_RULES
+    evaluation = evaluate_rules(judged_NC, targets_NC, data.labels, ids_N=logits.ids_N, seed=config.seed, rules=rules)
     run.evaluation.mkdir(exist_ok=True)
     write_predictions(run.evaluation / "predictions.npz", data.labels, logits.ids_N, logits.logits_NC, targets_NC)
-    write_thresholds(run.evaluation / "thresholds.json", evaluation.chosen)
+    write_decision(run.evaluation / "thresholds.json", evaluation.chosen)
     scores = own_scores(evaluation, speaks_C)
     write_whole(run.evaluation / "metrics.json", (json.dumps(scores, indent=1) + "\n").encode())
     bundle = _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation.chosen, scores)
@@ -117,7 +121,7 @@ def _bundle(
     name: str,
     weights: Path,
     speaks_C: Bools,
-    thresholds: Thresholds,
+    thresholds: Decision,
     scores: dict[str, Any],
 ) -> Description:
     manifest = data.dataset.manifest

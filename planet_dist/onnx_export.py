@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from planet_dist.bundle import Bundle
 from planet_dist.bundle_description import Description
 from planet_dist.onnx_network import ChipNetwork
-from planet_dist.thresholds import Thresholds
 from shards.errors import ConfigError, PlanetError, RunError
 from shards.schema import write_whole
 
@@ -158,6 +157,6 @@ def _metadata(bundle: Bundle) -> dict[str, str]:
         "bundle_sha256": bundle.digest,
         "image": form.model_dump(),
         "rule": description.rule,
-        "thresholds": Thresholds.to_json(description.thresholds),
+        "thresholds": description.thresholds.to_json(),
     }
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in stated.items()}

@@ -18,6 +18,7 @@ from torch.nn import functional
 from planet_dist.augment import views
 from planet_dist.bundle import Bundle, Ready
 from planet_dist.losses import independent_logits
+from planet_dist.onnx_decision import decision_module
 
 _FIXED_POINT_BITS = 15  # torch's weights stay below 2^15
 _MOST_PRECISION = 22
@@ -85,13 +86,11 @@ class ChipNetwork(nn.Module):
         combination = bundle.description.combination()
         self.rule = combination.rule
         self.register_buffer("speaks_MC", torch.from_numpy(combination.speaks_MC))
-        self.register_buffer("own_MC", torch.from_numpy(combination.own_MC))
-        self.register_buffer("mean_C", torch.from_numpy(combination.mean_C))
+        self.own = nn.ModuleList(decision_module(decision) for decision in combination.own)
+        self.by_mean = decision_module(combination.mean)
         self.register_buffer("rare_C", torch.from_numpy(combination.rare_C))
 
     speaks_MC: Tensor
-    own_MC: Tensor
-    mean_C: Tensor
     rare_C: Tensor
 
     def forward(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,9 +103,10 @@ class ChipNetwork(nn.Module):
         heard_BMC = torch.where(self.speaks_MC, probabilities_BMC, 0.0)
         speakers_C = self.speaks_MC.sum(dim=0)
         mean_BC = heard_BMC.sum(dim=1) / speakers_C.clamp(min=1)
-        decided_BC = mean_BC > self.mean_C
+        decided_BC: Tensor = self.by_mean(mean_BC)
         if self.rule != "mean":
-            said_BMC = (probabilities_BMC > self.own_MC) & self.speaks_MC
+            said = [decide(probabilities_BMC[:, m]) for m, decide in enumerate(self.own)]
+            said_BMC = torch.stack(said, dim=1) & self.speaks_MC
             votes_BC = said_BMC.sum(dim=1)
             if self.rule == "vote":
                 decided_BC = (votes_BC > 0) & (2 * votes_BC >= speakers_C)

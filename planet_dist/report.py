@@ -35,7 +35,7 @@ from planet_dist.page import document
 from planet_dist.report_parts import Chip
 from planet_dist.runfolder import RunFolder
 from planet_dist.runlogs import Record, RunLogs, read_logs
-from planet_dist.thresholds import RULES, decide
+from planet_dist.thresholds import RULES
 from shards.errors import PlanetError
 from shards.reader import Dataset
 from shards.schema import write_whole
@@ -79,8 +79,7 @@ def write_epoch_report(run: RunFolder, dataset: Dataset, logits: Logits, targets
     speaks_C = weighted_labels(logs.config.loss, labels)
     p_NC = others_right(probabilities(logits.logits_NC), targets_NC.astype(bool), speaks_C)
     found = evaluate_rules(p_NC, targets_NC, labels, ids_N=logits.ids_N, seed=logs.config.seed, rules=EPOCH_RULES)
-    decided_NC = decide(p_NC, np.array(found.chosen.values))
-    decided = Decided(logits.ids_N, decided_NC, targets_NC.astype(bool))
+    decided = Decided(logits.ids_N, found.chosen.decide(p_NC), targets_NC.astype(bool))
     _write(run, logs, dataset, own_scores(found, speaks_C), decided)
 
 

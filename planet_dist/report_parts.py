@@ -173,13 +173,12 @@ def _epoch_table(logs: RunLogs) -> str:
 
 def labels(scores: Record) -> str:
     """Every label's scores, to be sorted."""
-    headings = ["label", "F2", "precision", "recall", "threshold", "chips"]
+    shown = {"f2": "F2", "precision": "precision", "recall": "recall"}
+    if all("threshold" in one for one in scores["labels"]):  # a rule may decide without
+        shown["threshold"] = "threshold"
+    headings = ["label", *shown.values(), "chips"]
     rows = [
-        [
-            one["label"],
-            *(f"{one[name]:.3f}" for name in ("f2", "precision", "recall", "threshold")),
-            f"{one['support']:,}",
-        ]
+        [one["label"], *(f"{one[name]:.3f}" for name in shown), f"{one['support']:,}"]
         for one in scores["labels"]
     ]
     words = (

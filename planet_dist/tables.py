@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planet_dist.crossfit import Evaluation
+from planet_dist.thresholds import Thresholds
 
 
 def rule_table(evaluation: Evaluation) -> Table:
@@ -32,20 +33,22 @@ def rule_table(evaluation: Evaluation) -> Table:
 
 
 def label_table(evaluation: Evaluation) -> Table:
-    """Each label's threshold under the chosen rule, and its cross-fitted scores."""
+    """Each label's cross-fitted scores under the chosen rule, and its threshold where the rule has them."""
     table = Table(
         title=f"Labels under {evaluation.chosen.rule}, cross-fitted",
         caption=f"sample-averaged F2 {evaluation.chosen_score.cross_fitted_f2:.4f}, "
         f"accuracy {evaluation.accuracy:.4f}, cross-entropy {evaluation.loss:.4f}",
     )
     table.add_column("label", no_wrap=True)
-    for heading in ("threshold", "F2", "precision", "recall", "support"):
+    chosen = evaluation.chosen
+    values = chosen.values if isinstance(chosen, Thresholds) else None
+    for heading in (*(("threshold",) if values else ()), "F2", "precision", "recall", "support"):
         table.add_column(heading, justify="right", no_wrap=True)
     scores = evaluation.label_scores
-    for i, (label, value) in enumerate(zip(evaluation.chosen.labels, evaluation.chosen.values, strict=True)):
+    for i, label in enumerate(chosen.labels):
         table.add_row(
             label,
-            f"{value:.3f}",
+            *((f"{values[i]:.3f}",) if values else ()),
             f"{scores.f2_C[i]:.3f}",
             f"{scores.precision_C[i]:.3f}",
             f"{scores.recall_C[i]:.3f}",

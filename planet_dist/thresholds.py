@@ -24,18 +24,15 @@ Suffixes: N samples, C labels, S steps of the grid.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from planet_dist.cuts import GRID_S, LEAST_GAIN, Cuts, EveryCut, GridCuts, middle_of_best
-from planet_dist.metrics import Array, Bools, Floats, check_probabilities, check_targets, f2_of_counts
+from planet_dist.metrics import Array, Bools, Floats, check_probabilities, f2_of_counts
 from shards.errors import RunError
-from shards.schema import write_whole
 
 FORMAT = "planet-dist-thresholds"
 VERSION = 1
@@ -75,11 +72,7 @@ class Thresholds:
             RunError: another number of labels, or a probability that is NaN or outside [0, 1].
         """
         checked_NC = check_probabilities(probabilities_NC)
-        if checked_NC.shape[1] != len(self.labels):
-            raise RunError(
-                f"probabilities of {checked_NC.shape[1]} labels for a rule of {len(self.labels)}; "
-                "use the rule that was fitted for this model"
-            )
+        check_labels(checked_NC, self.labels)
         return decide(checked_NC, np.array(self.values))
 
     def to_json(self) -> dict[str, Any]:
@@ -122,22 +115,17 @@ def _is_list_of(value: Any, kind: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
 
-def write_thresholds(path: Path, thresholds: Thresholds) -> None:
-    """Writes thresholds.json whole or not at all; an older one is replaced."""
-    write_whole(path, (json.dumps(thresholds.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_thresholds(path: Path) -> Thresholds:
-    """Reads thresholds.json.
+def check_labels(probabilities_NC: Floats, labels: Sequence[str]) -> None:
+    """Makes sure that probabilities (N, C) are of as many labels as a rule.
 
     Raises:
-        RunError: the file is missing, or Thresholds.from_json cannot use it.
+        RunError: they are not.
     """
-    try:
-        table = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: {error}; give the thresholds.json of planet-dist thresholds --out") from error
-    return Thresholds.from_json(table, str(path))
+    if probabilities_NC.shape[1] != len(labels):
+        raise RunError(
+            f"probabilities of {probabilities_NC.shape[1]} labels for a rule of {len(labels)}; "
+            "use the rule that was fitted for this model"
+        )
 
 
 def decide(probabilities_NC: Array, values_C: Array) -> Bools:
@@ -168,23 +156,13 @@ class Rule:
     fitted: Callable[[int], int]
     fit: Callable[[Floats, Bools], Floats]
 
+    def decision(self, probabilities_NC: Floats, true_NC: Bools, labels: Sequence[str]) -> Thresholds:
+        """Thresholds for C labels, fitted to all the rows given."""
+        return Thresholds(self.name, tuple(labels), tuple(self.fit(probabilities_NC, true_NC).tolist()))
 
-def fit(rule: Rule, probabilities_NC: Array, targets_NC: Array, labels: Sequence[str]) -> Thresholds:
-    """Fits a rule on all the rows given.
-
-    Args:
-        rule: one of RULES, or another.
-        probabilities_NC: any real dtype (N, C) in [0, 1].
-        targets_NC: 0 and 1 or bool (N, C).
-        labels: C names.
-
-    Raises:
-        RunError: NaN or another unlawful value, which row has it, or shapes that do not match.
-    """
-    checked_NC = check_probabilities(probabilities_NC)
-    true_NC = check_targets(targets_NC, checked_NC.shape)
-    values_C = rule.fit(checked_NC, true_NC)
-    return Thresholds(rule.name, tuple(labels), tuple(float(value) for value in values_C))
+    def values_taken(self, decision: Thresholds) -> int:
+        """How many values a decision of it took from the data."""
+        return self.fitted(len(decision.labels))
 
 
 def fit_constant(_: Floats, true_NC: Bools) -> Floats:

@@ -1,0 +1,123 @@
+"""The rules that are compared before one is deployed: all kinds of thresholds, and the expected F2.
+
+    the rules of thresholds.RULES, simplest first
+    shrunk              each label's exact threshold, drawn towards the best single one (planet_dist/shrinkage.py)
+    expected-f2         chip by chip the label set of greatest expected F2, labels taken as independent, probabilities
+                        calibrated by the map that does best on rows inside those given that it wasn't fitted on
+    expected-f2-rules   likewise, labels taken as true together by the vocabulary's rules; only where it has rules
+
+Suffixes: N samples, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planet_dist.calibration import METHODS, Calibration, Method, fit_calibration
+from planet_dist.crossfit import fold_numbers
+from planet_dist.decision import Decision, DecisionRule, ExpectedF2
+from planet_dist.expected_f2 import units_of
+from planet_dist.metrics import Bools, Floats
+from planet_dist.shrinkage import SHRUNK
+from planet_dist.thresholds import RULES, Rule
+from shards.errors import ConfigError, RunError
+from shards.labels import ExclusiveGroup, Vocabulary
+
+THRESHOLD_RULES: tuple[Rule, ...] = (*RULES, SHRUNK)
+_FOLDS = 3
+
+
+@dataclass(frozen=True)
+class ExpectedF2Rule:
+    """The rule of the greatest expected F2.
+
+    Attributes:
+        name: what reports call it.
+        exclusive, alone: label rules, by which labels are true together; none for independent labels.
+    """
+
+    name: str
+    exclusive: tuple[ExclusiveGroup, ...] = ()
+    alone: tuple[str, ...] = ()
+
+    def decision(self, probabilities_NC: Floats, true_NC: Bools, labels: Sequence[str]) -> ExpectedF2:
+        """Picks a calibration and fits it; arguments as for decision.DecisionRule."""
+        calibration = fit_calibration(best_method(probabilities_NC, true_NC), probabilities_NC, true_NC)
+        return ExpectedF2(self.name, tuple(labels), calibration, self.exclusive, self.alone)
+
+    def values_taken(self, decision: ExpectedF2) -> int:
+        """How many values a decision of it took from the data: its calibration's, and one for which that is."""
+        return 1 + decision.calibration.fitted
+
+
+EXPECTED_F2 = ExpectedF2Rule("expected-f2")
+
+
+def rules_for(vocabulary: Vocabulary | None) -> tuple[DecisionRule, ...]:
+    """All rules for some labels, simplest first.
+
+    Args:
+        vocabulary: the labels' rules. Without it, or without rules in it that expected F2 knows, the last is left out.
+    """
+    found: tuple[DecisionRule, ...] = (*THRESHOLD_RULES, EXPECTED_F2)
+    if vocabulary is None or not (vocabulary.exclusive or vocabulary.alone):
+        return found
+    try:
+        units_of(vocabulary.labels, vocabulary.exclusive, vocabulary.alone)
+    except ConfigError:
+        return found
+    return (*found, ExpectedF2Rule("expected-f2-rules", vocabulary.exclusive, vocabulary.alone))
+
+
+def rule_of(decision: Decision) -> DecisionRule:
+    """The rule that gave a decision, to be fitted again on other rows.
+
+    Raises:
+        RunError: no rule has its name.
+    """
+    if isinstance(decision, ExpectedF2):
+        return ExpectedF2Rule(decision.rule, decision.exclusive, decision.alone)
+    known = {rule.name: rule for rule in THRESHOLD_RULES}
+    if decision.rule not in known:
+        raise RunError(
+            f"decision rule {decision.rule!r} cannot be fitted again; train the run again, or choose one of "
+            f"{', '.join(known)}"
+        )
+    return known[decision.rule]
+
+
+def best_method(probabilities_NC: Floats, true_NC: Bools) -> Method:
+    """The calibration of least mean squared error on rows that it wasn't fitted on; the first of equals.
+
+    Args:
+        probabilities_NC: float64 (N, C).
+        true_NC: bool (N, C).
+    """
+    rows = len(true_NC)
+    if rows < 2:
+        return "none"
+    errors = [
+        float(np.mean((cross_calibrated(method, probabilities_NC, true_NC, min(_FOLDS, rows)) - true_NC) ** 2))
+        for method in METHODS
+    ]
+    return METHODS[int(np.argmin(errors))]
+
+
+def cross_calibrated(method: Method, probabilities_NC: Floats, true_NC: Bools, folds: int) -> Floats:
+    """Probabilities float64 (N, C), each row's by a map fitted on the rows of the other folds alone.
+
+    Args:
+        probabilities_NC: float64 (N, C).
+        true_NC: bool (N, C).
+        folds: 2 to N.
+    """
+    fold_of_N = fold_numbers(len(true_NC), folds, seed=0)
+    calibrated_NC = np.empty_like(probabilities_NC)
+    for fold in range(folds):
+        held_out_N = fold_of_N == fold
+        fitted: Calibration = fit_calibration(method, probabilities_NC[~held_out_N], true_NC[~held_out_N])
+        calibrated_NC[held_out_N] = fitted.apply(probabilities_NC[held_out_N])
+    return calibrated_NC
