@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from planet_dist.bundle_description import Description, Member
+from planet_dist.decision import Decision
 from planet_dist.page import Grid, Section, to_markdown
+from planet_dist.thresholds import Thresholds
 
 _FEW_CHIPS = 50  # below it, one chip more or less moves a label's recall by two points or more
 
@@ -48,19 +50,29 @@ def _summary(description: Description) -> tuple[list[str], list[str]]:
         f"{many} networks answer together." if many > 1 else "One network answers."
     )
     together = {
-        "mean": "the mean of the members' probabilities, above one threshold a label",
-        "vote": "a label stands where half of the members or more say so, each by its own thresholds",
+        "mean": f"on the mean of the members' probabilities: {_decides(description.thresholds)}",
+        "vote": "a label stands where half of the members or more say so, each by its own rule",
         "any-rare": "as the mean; for rare labels any member's word suffices",
     }[description.rule]
     items = [
         f"Input: {form.kind} chips, {form.bands} bands of {form.dtype} in the order {', '.join(form.band_order)}; "
         f"training chips had {form.height}x{form.width} pixels",
-        f"Decision: {f'thresholds of the rule {description.thresholds.rule}' if many == 1 else together}",
+        f"Decision: {_decides(description.thresholds) if many == 1 else together}",
         *([f"Rare labels: {', '.join(description.rare)}"] if description.rule == "any-rare" else []),
         "Output: a probability for each label, and the labels that are decided",
         f"Made by planet-dist {description.made_by}",
     ]
     return [said], items
+
+
+def _decides(decision: Decision) -> str:
+    if isinstance(decision, Thresholds):
+        return f"thresholds of the rule {decision.rule}"
+    together = "true together by the label rules" if decision.exclusive or decision.alone else "independent"
+    return (
+        f"the label set of greatest expected F2 (the rule {decision.rule}), labels taken as {together}, probabilities "
+        f"calibrated for it: {decision.calibration.method}"
+    )
 
 
 def _data(description: Description) -> tuple[list[str], list[str]]:
@@ -107,7 +119,7 @@ def _scores(scores: dict[str, Any]) -> list[Section]:
         )
     said = (
         f"Sample-averaged F2 on {scores['rows']:,} validation chips that no weight was trained on. Cross-fitted: each "
-        f"chip is decided by thresholds fitted without its fold, of {scores['folds']}. The interval is a 95% bootstrap "
+        f"chip is decided by a fit without its fold, of {scores['folds']}. The interval is a 95% bootstrap "
         "over the chips. Fitted on the same chips, as papers report it, flatters."
     )
     return [Section("Scores", [said], grid=Grid(("decided by", "F2", "95% interval", "F2, same chips"), rows))]
@@ -135,7 +147,7 @@ def _limits(description: Description) -> list[str]:
         *([f"The checkpoint was chosen on the validation chips (best {', '.join(sorted(kept))})."] if kept else []),
         *([f"Learned from fewer than {_FEW_CHIPS} chips each: {', '.join(few)}."] if few else []),
         "Probabilities order chips well before they are calibrated: take them for frequencies only after a check.",
-        "Networks answer in float32; in training's precision, chips near a threshold may be decided otherwise.",
+        "Networks answer in float32; in training's precision, chips on the edge may be decided otherwise.",
     ]
 
 

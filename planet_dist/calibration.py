@@ -1,4 +1,4 @@
-"""Probabilities made frequencies, label by label: maps that never turn the order of two chips, and how far off they are.
+"""Probabilities made frequencies, label by label: maps that keep the order of chips, and how far off they are.
 
     none         as they are
     temperature  the logit times one factor a label
@@ -15,11 +15,11 @@ Suffixes: N chips, C labels, B bins, K pooled chips, D distinct probabilities.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planet_dist.metrics import Bools, Floats, probabilities
 from shards.errors import RunError
@@ -28,8 +28,10 @@ Method = Literal["none", "temperature", "platt", "isotonic"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 LEAST_PROBABILITY = 1e-12  # of a logit: what saturated in float32 counts as this far from 0 and 1
-_MOST_STEPS, _MOST_HALVINGS = 100, 40
-_LEAST_DESCENT = 1e-10  # of the mean cross-entropy, in nats: Newton's method ends below it
+_MOST_STEPS = 100
+_LEAST_DESCENT = 1e-13  # of the mean cross-entropy, in nats: Newton's method ends below it
+_LEAST_SIZE = 1e-9  # of a step that was halved again and again
+_LEAST_CURVATURE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _logits(probabilities_NC: Floats) -> Floats:
 
 
 def _logistic(logits_NC: Floats, true_NC: Bools, *, offset: bool) -> tuple[Floats, Floats]:
-    """Slopes (not negative) and offsets, (C,) each, of the least cross-entropy, by Newton's method, all labels at once.
+    """Slopes (not negative) and offsets, (C,) each, of the least cross-entropy.
 
     Args:
         offset: whether there is one; they are 0 otherwise.
@@ -210,55 +212,51 @@ def _logistic(logits_NC: Floats, true_NC: Bools, *, offset: bool) -> tuple[Float
     positives_C = np.count_nonzero(true_NC, axis=0)
     negatives_C = len(true_NC) - positives_C
     target_NC = np.where(true_NC, (positives_C + 1.0) / (positives_C + 2.0), 1.0 / (negatives_C + 2.0))
-
-    def loss(slopes_C: Floats, offsets_C: Floats) -> Floats:
-        given_NC = slopes_C * logits_NC + offsets_C
-        return np.mean(np.logaddexp(0.0, given_NC) - target_NC * given_NC, axis=0)
-
-    # With a slope of 0 the best offset is that of the labels' frequency.
+    slopes_C, offsets_C = _least_cross_entropy(logits_NC, target_NC, offset=offset)
+    # The loss is convex: where its least lies beyond a slope of 0, the least of those allowed has that slope.
     mean_C = target_NC.mean(axis=0)
     flat_C = np.log(mean_C) - np.log1p(-mean_C) if offset else np.zeros_like(mean_C)
-    slopes_C, offsets_C = _newton(logits_NC, target_NC, flat_C, loss, offset=offset)
-    turned_C = slopes_C < 0
-    return np.where(turned_C, 0.0, slopes_C), np.where(turned_C, flat_C, offsets_C)
+    return np.maximum(slopes_C, 0.0), np.where(slopes_C < 0, flat_C, offsets_C)
 
 
-def _newton(
-    logits_NC: Floats,
-    target_NC: Floats,
-    flat_C: Floats,
-    loss: Callable[[Floats, Floats], Floats],
-    *,
-    offset: bool,
-) -> tuple[Floats, Floats]:
-    """The least of a convex loss from slopes of 0; a step that doesn't descend is halved, for each label by itself."""
-    slopes_C, offsets_C = np.zeros_like(flat_C), flat_C
-    lowest_C = loss(slopes_C, offsets_C)
+def _least_cross_entropy(logits_NC: Floats, target_NC: Floats, *, offset: bool) -> tuple[Floats, Floats]:
+    """Slopes and offsets of the least mean cross-entropy, by Newton's method from 1 and 0, all labels at once.
+
+    Where a step doesn't descend, half of it is tried next, for that label alone.
+    """
+    labels = logits_NC.shape[1]
+    slopes_C, offsets_C, lowest_C = np.ones(labels), np.zeros(labels), np.full(labels, np.inf)
+    step_2C, size_C, promise_C = np.zeros((2, labels)), np.ones(labels), np.full(labels, np.inf)
     for _ in range(_MOST_STEPS):
-        said_NC = probabilities(slopes_C * logits_NC + offsets_C)
-        error_NC, weight_NC = said_NC - target_NC, said_NC * (1.0 - said_NC)
-        by_slope_C, by_offset_C = (error_NC * logits_NC).mean(axis=0), error_NC.mean(axis=0) * offset
-        # A little is added to the curvature: a label whose chips all have one probability has none along a line.
-        ss_C = (weight_NC * logits_NC**2).mean(axis=0) + 1e-12
-        so_C = (weight_NC * logits_NC).mean(axis=0) * offset
-        oo_C = weight_NC.mean(axis=0) + 1e-12
-        area_C = np.maximum(ss_C * oo_C - so_C**2, 1e-12 * ss_C * oo_C)
-        step_slope_C = (oo_C * by_slope_C - so_C * by_offset_C) / area_C
-        step_offset_C = (ss_C * by_offset_C - so_C * by_slope_C) / area_C
-        size_C = np.ones_like(flat_C)
-        for _ in range(_MOST_HALVINGS):
-            tried_C = loss(slopes_C - size_C * step_slope_C, offsets_C - size_C * step_offset_C)
-            worse_C = tried_C > lowest_C
-            if not worse_C.any():
-                break
-            size_C = np.where(worse_C, size_C / 2.0, size_C)
-        size_C = np.where(worse_C, 0.0, size_C)
-        slopes_C, offsets_C = slopes_C - size_C * step_slope_C, offsets_C - size_C * step_offset_C
-        descent_C = np.where(worse_C, 0.0, lowest_C - tried_C)
-        lowest_C = np.minimum(tried_C, lowest_C)
-        if descent_C.max() < _LEAST_DESCENT:
+        tried_2C = np.stack([slopes_C, offsets_C]) - size_C * step_2C
+        given_NC = tried_2C[0] * logits_NC + tried_2C[1]
+        small_NC = np.exp(-np.abs(given_NC))
+        loss_C = (np.maximum(given_NC, 0.0) - target_NC * given_NC + np.log1p(small_NC)).mean(axis=0)
+        worse_C = loss_C > lowest_C
+        slopes_C, offsets_C = np.where(worse_C, (slopes_C, offsets_C), tried_2C)
+        lowest_C = np.minimum(loss_C, lowest_C)
+        said_NC = np.where(given_NC >= 0, 1.0, small_NC) / (1.0 + small_NC)
+        new_2C, new_promise_C = _newton_step(logits_NC, said_NC, target_NC, offset=offset)
+        step_2C, promise_C = np.where(worse_C, step_2C, new_2C), np.where(worse_C, promise_C, new_promise_C)
+        size_C = np.where(worse_C, size_C / 2.0, 1.0)
+        if np.all((promise_C < _LEAST_DESCENT) | (size_C < _LEAST_SIZE)):
             break
     return slopes_C, offsets_C
+
+
+def _newton_step(logits_NC: Floats, said_NC: Floats, target_NC: Floats, *, offset: bool) -> tuple[Floats, Floats]:
+    """What to take from slopes and offsets (2, C), and by how much the loss would fall if it were a parabola (C,)."""
+    error_NC, weight_NC = said_NC - target_NC, said_NC * (1.0 - said_NC)
+    weighted_NC = weight_NC * logits_NC
+    by_slope_C, by_offset_C = (error_NC * logits_NC).mean(axis=0), error_NC.mean(axis=0) * offset
+    # A little is added to the curvature: chips that all have one probability have none along a line.
+    ss_C = (weighted_NC * logits_NC).mean(axis=0) + _LEAST_CURVATURE
+    so_C = weighted_NC.mean(axis=0) * offset
+    oo_C = weight_NC.mean(axis=0) + _LEAST_CURVATURE
+    area_C = np.maximum(ss_C * oo_C - so_C**2, _LEAST_CURVATURE * ss_C * oo_C)
+    slope_C = (oo_C * by_slope_C - so_C * by_offset_C) / area_C
+    offset_C = (ss_C * by_offset_C - so_C * by_slope_C) / area_C
+    return np.stack([slope_C, offset_C]), (by_slope_C * slope_C + by_offset_C * offset_C) / 2.0
 
 
 def _isotonic(given_N: Floats, true_N: Bools) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -286,13 +284,13 @@ class Reliability:
     """Probabilities beside what came true, in bins of about equally many chips.
 
     Attributes:
-        count_B: chips of each bin, int64.
+        count_B: int64, chips of each bin.
         mean_B: their mean probability, float64, rising.
         true_B: the share of them that is true, float64.
         error: the expected calibration error: the mean distance of the two, weighted by chips.
     """
 
-    count_B: Floats
+    count_B: NDArray[np.int64]
     mean_B: Floats
     true_B: Floats
     error: float
@@ -311,7 +309,7 @@ def reliability(given_N: Floats, true_N: Bools, bins: int = 15) -> Reliability:
     sorted_N = np.sort(given_N)
     below_N = np.searchsorted(sorted_N, given_N, side="left")
     _, bin_N = np.unique(below_N * bins // len(given_N), return_inverse=True)
-    count_B = np.bincount(bin_N)
+    count_B = np.bincount(bin_N).astype(np.int64)
     mean_B = np.bincount(bin_N, weights=given_N) / count_B
     true_B = np.bincount(bin_N, weights=true_N.astype(np.float64)) / count_B
     error = float(np.sum(count_B * np.abs(mean_B - true_B)) / len(given_N))

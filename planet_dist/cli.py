@@ -63,28 +63,37 @@ def main() -> None:
 @click.option("--folds", default=5, show_default=True, help="Parts that cross-fitting holds out in turn.")
 @click.option("--seed", default=0, show_default=True, help="For the folds and the bootstrap.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON instead of tables.")
-def thresholds(predictions: Path, out: Path | None, folds: int, seed: int, as_json: bool) -> None:
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    help="As in planet-shard build: label rules for expected-f2-rules.  [default: Planet's, where the labels are its]",
+)
+def thresholds(
+    predictions: Path, out: Path | None, folds: int, seed: int, as_json: bool, vocabulary: Path | None
+) -> None:
     """Compare decision rules on predictions, and fit the one to deploy.
 
     Every rule is scored on the rows that it was fitted on, as papers do, and cross-fitted, on rows that it
     wasn't fitted on. The simplest rule that isn't behind the best by more than noise is chosen and refitted
-    on all rows.
+    on all rows: thresholds, or the label set of greatest expected F2 (docs/recipes.md).
     """
     import json
 
     from planet_dist.crossfit import evaluate_rules
+    from planet_dist.decision import write_decision
+    from planet_dist.decision_rules import rules_for, vocabulary_of
     from planet_dist.predictions import read_predictions
     from planet_dist.tables import print_evaluation
-    from planet_dist.thresholds import write_thresholds
 
     given = read_predictions(predictions)
+    rules = rules_for(vocabulary_of(given.labels, vocabulary))
     if given.repeated_tags:
         click.echo(f"note: {given.repeated_tags} labels stand more than once in a row, counted once", err=True)
     evaluation = evaluate_rules(
-        given.probabilities_NC, given.targets_NC, given.labels, ids_N=given.ids_N, seed=seed, folds=folds
+        given.probabilities_NC, given.targets_NC, given.labels, ids_N=given.ids_N, seed=seed, folds=folds, rules=rules
     )
     if out is not None:
-        write_thresholds(out, evaluation.chosen)
+        write_decision(out, evaluation.chosen)
     if as_json:
         click.echo(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False))
         return

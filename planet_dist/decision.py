@@ -1,7 +1,7 @@
 """A fitted decision, whatever its kind: rule name, labels, `decide`, and JSON that executes nothing.
 
-Two kinds: thresholds.Thresholds, and ExpectedF2, which has no thresholds: whether a label is decided hangs on the chip's
-other labels. Both lie in evaluation/thresholds.json and in bundles, told apart by their `format`.
+Two kinds: thresholds.Thresholds, and ExpectedF2, which has no thresholds: whether a label is decided hangs on the
+chip's other labels. Both lie in evaluation/thresholds.json and in bundles, told apart by their `format`.
 
 Suffixes: N chips, C labels.
 """
@@ -99,8 +99,8 @@ class ExpectedF2:
         """
         if table.get("version") != VERSION:
             raise RunError(
-                f"{where}: {FORMAT} version {table.get('version')!r}; this program reads version {VERSION}; fit the rule "
-                "again with planet-dist thresholds, or use the release that wrote it"
+                f"{where}: {FORMAT} version {table.get('version')!r}; this program reads version {VERSION}; fit the "
+                "rule again with planet-dist thresholds, or use the release that wrote it"
             )
         calibration = calibration_from_json(table.get("calibration"), where)
         try:

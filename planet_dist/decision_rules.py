@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from planet_dist.metrics import Bools, Floats
 from planet_dist.shrinkage import SHRUNK
 from planet_dist.thresholds import RULES, Rule
 from shards.errors import ConfigError, RunError
-from shards.labels import ExclusiveGroup, Vocabulary
+from shards.labels import PLANET, ExclusiveGroup, Vocabulary, read_vocabulary
 
 THRESHOLD_RULES: tuple[Rule, ...] = (*RULES, SHRUNK)
 _FOLDS = 3
@@ -70,6 +71,23 @@ def rules_for(vocabulary: Vocabulary | None) -> tuple[DecisionRule, ...]:
     except ConfigError:
         return found
     return (*found, ExpectedF2Rule("expected-f2-rules", vocabulary.exclusive, vocabulary.alone))
+
+
+def vocabulary_of(labels: Sequence[str], path: Path | None) -> Vocabulary | None:
+    """The rules of predictions' labels: those of a file, or Planet's where the labels are Planet's.
+
+    Raises:
+        ConfigError: the file cannot be read, or names other labels.
+    """
+    if path is None:
+        return PLANET if set(labels) == set(PLANET.labels) else None
+    vocabulary = read_vocabulary(path)
+    other = sorted(set(labels) ^ set(vocabulary.labels))
+    if other:
+        raise ConfigError(
+            f"vocabulary {path}: it and the predictions differ in {', '.join(other)}; give that of the model"
+        )
+    return vocabulary
 
 
 def rule_of(decision: Decision) -> DecisionRule:

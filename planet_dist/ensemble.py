@@ -1,6 +1,6 @@
 """Finished runs as one ensemble: what each member and each way to combine them is worth, and the bundle of them all.
 
-Every figure is cross-fitted: the thresholds of members and of their mean are fitted without the fold that they are
+Every figure is cross-fitted: the decisions of members and of their mean are fitted without the fold that they are
 judged on.
 
     OUT/evaluation/metrics.json       the figures

@@ -35,9 +35,8 @@ def ensemble_combine(
 ) -> None:
     """Evaluate finished runs together, and write one bundle of them.
 
-    vote: a label stands where at least half of the members say so, each by its own thresholds. mean: where the mean
-    of their probabilities exceeds thresholds fitted on it. any-rare: as mean, but for rare labels any member's word
-    suffices.
+    vote: a label stands where at least half of the members say so, each by its own rule. mean: by a rule fitted on
+    the mean of their probabilities. any-rare: as mean, but for rare labels any member's word suffices.
 
     A member has no part in what is said about labels that it was not trained on: give a run
     loss.label_weights of 0 for all labels but one, and it is a specialist of that one.

@@ -13,8 +13,7 @@ def contender_table(evaluation: EnsembleEvaluation) -> Table:
     """Each member's and combination's F2 both ways; the combination that was asked for is marked."""
     table = Table(
         title=f"Members and combinations: sample-averaged F2 on {evaluation.rows:,} rows",
-        caption=f"cross-fitted: each row decided by thresholds fitted without its fold, {evaluation.folds} folds; "
-        "* in the bundle",
+        caption=f"cross-fitted: each row decided by a fit without its fold, {evaluation.folds} folds; * in the bundle",
     )
     table.add_column("", overflow="fold")
     for heading in ("same rows", "cross-fitted", "95% interval", "behind best"):

@@ -10,9 +10,9 @@ Known here are two, both made of independent units, of each of which at most one
 
     independent         each label is a unit of its own
     by the label rules  an exclusive group is one unit, and exactly one label of a required group is true: its
-                        probabilities are divided by their sum. A label that stands alone is true with nothing beside it;
-                        the other units are independent given that none such is true, and keep their labels' probabilities
-                        over all chips, as far as there is room for them
+                        probabilities are divided by their sum. A label that stands alone is true with nothing
+                        beside it; the other units are independent given that none such is true, and their labels
+                        keep their probabilities over all, as far as there is room for them
 
 How many units are true is Poisson-binomial, by a dynamic programme; without each unit in turn, by undoing that unit's
 step, from below where it's rather false and from above where it's rather true, so that errors shrink on their way.
@@ -80,12 +80,16 @@ def units_of(labels: Sequence[str], exclusive: Sequence[ExclusiveGroup] = (), al
         raise ConfigError(f"a label rule names {', '.join(unknown)}; the labels are {', '.join(labels)}")
     shared = sorted({label for label in grouped if grouped.count(label) > 1})
     if shared:
-        raise ConfigError(f"{', '.join(shared)}: in two exclusive groups; expected F2 knows labels in one group at most")
+        raise ConfigError(
+            f"{', '.join(shared)}: in two exclusive groups; expected F2 knows labels in one group at most"
+        )
     members: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
     for group in exclusive:
         others = tuple(place[label] for label in group.labels if label not in alone)
         if group.required and not others:
-            raise ConfigError(f"{group.name}: required, and each of its labels stands alone: none could stand beside it")
+            raise ConfigError(
+                f"{group.name}: required, and each of its labels stands alone: none could stand beside it"
+            )
         members[group.required] += [others] if others else []
     members[False] += [(place[label],) for label in labels if label not in grouped and label not in alone]
     if not members[True] and not members[False]:
@@ -105,8 +109,8 @@ def units_of(labels: Sequence[str], exclusive: Sequence[ExclusiveGroup] = (), al
 def most_expected(probabilities_NC: Floats, joint: Units, sets: Units) -> Bools:
     """The label set of greatest expected F2 of each chip.
 
-    Of sets that are equally good it's a smallest one, and of labels that are, the first. Where no label has a chance, the
-    set is empty if it may be. A chip's set depends on its own probabilities alone.
+    Of sets that are equally good it's a smallest one, and of labels that are, the first. Where no label has a chance,
+    the set is empty. A chip's set depends on its own probabilities alone.
 
     Args:
         probabilities_NC: float64 in [0, 1] (N, C).
@@ -233,7 +237,7 @@ def _gains(joint_JCN: Floats) -> Floats:
     others, labels, _ = joint_JCN.shape
     total_J = np.arange(1, others + 1)
     weights_JK = (1.0 + BETA_SQUARED) / (BETA_SQUARED * total_J[:, None] + np.arange(1, labels + 1))
-    gains_KCN = weights_JK[0][:, None, None] * joint_JCN[0]
+    gains_KCN: Floats = weights_JK[0][:, None, None] * joint_JCN[0]
     for weights_K, joint_CN in zip(weights_JK[1:], joint_JCN[1:], strict=True):
         gains_KCN += weights_K[:, None, None] * joint_CN
     return gains_KCN

@@ -1,10 +1,10 @@
 """A fitted decision as a module of fixed arithmetic, for runtimes without this code.
 
-Expected F2 is computed as in planet_dist/expected_f2.py, but without sorting, and without each unit from the start, which
-costs more and needs no case told apart: a chip's 17 labels are nothing beside its network.
+Expected F2 is computed as in planet_dist/expected_f2.py, but without sorting, and without each unit from the start,
+which costs more and needs no case told apart: a chip's 17 labels are nothing beside its network.
 
-Letters in array names: B chips, C labels, U units, V units too, J other units that are true, K sizes of the set, P pieces
-of a broken line.
+Letters in array names: B chips, C labels, U units, V units too, J other units that are true, K sizes of the set,
+P pieces of a broken line.
 """
 
 from __future__ import annotations

@@ -177,10 +177,7 @@ def labels(scores: Record) -> str:
     if all("threshold" in one for one in scores["labels"]):  # a rule may decide without
         shown["threshold"] = "threshold"
     headings = ["label", *shown.values(), "chips"]
-    rows = [
-        [one["label"], *(f"{one[name]:.3f}" for name in shown), f"{one['support']:,}"]
-        for one in scores["labels"]
-    ]
+    rows = [[one["label"], *(f"{one[name]:.3f}" for name in shown), f"{one['support']:,}"] for one in scores["labels"]]
     words = (
         f"Each chip is decided by {scores['chosen']} fitted without the chip's own fold ({scores['folds']} folds, "
         f"{scores['rows']:,} chips). Chips: those that bear the label. Press a heading to sort."

@@ -1,9 +1,9 @@
 """Thresholds between the best single one and each label's own.
 
-A label's exact threshold is fitted to few chips where the label is rare, and then says more about those chips than about
-others. It's drawn towards the best single threshold, along the line between their logits, and a label of n positives
-keeps n / (n + strength) of the way. The strength is the one of a list that does best on rows that the thresholds were
-not fitted on, inside the rows given.
+A label's exact threshold is fitted to few chips where the label is rare, and then says more about those chips than
+about others. It's drawn towards the best single threshold, along the line between their logits, and a label of n
+positives keeps n / (n + strength) of the way. The strength is the one of a list that does best on rows that the
+thresholds were not fitted on, inside the rows given.
 
 Suffixes: N samples, C labels.
 """
@@ -54,7 +54,7 @@ def drawn_together(single_C: Floats, exact_C: Floats, support_C: np.ndarray, str
     Args:
         single_C, exact_C: in [0, 1].
         support_C: positives of each label.
-        strength: at how many positives a threshold lies halfway; 0 leaves the exact ones, infinity gives the single one.
+        strength: at how many positives a threshold lies halfway; 0 leaves the exact ones, infinity the single one.
     """
     if strength == 0.0:
         return exact_C
