@@ -108,8 +108,10 @@ class ExpectedF2:
                 ExclusiveGroup(str(group["name"]), tuple(group["labels"]), bool(group["required"]))
                 for group in table["exclusive"]
             )
-            labels = tuple(table["labels"])
-            return ExpectedF2(str(table["rule"]), labels, calibration, groups, tuple(table["alone"]))
+            rule, labels = table["rule"], tuple(table["labels"])
+            if not labels or not all(isinstance(text, str) for text in (rule, *labels)):
+                raise TypeError(rule, labels)
+            return ExpectedF2(rule, labels, calibration, groups, tuple(table["alone"]))
         except RunError as error:
             raise RunError(f"{where}: {error}") from error
         except (KeyError, TypeError) as error:

@@ -93,7 +93,7 @@ def test_the_combination_follows_from_the_members(folder: Path) -> None:
     assert combination.rule == "any-rare"
     assert combination.speaks_MC.tolist() == [[True] * 17, [True] + [False] * 16]
     assert combination.rare_C.tolist() == [True] + [False] * 16
-    assert combination.own_MC[:, 3].tolist() == [0.5, 0.25]
+    assert [one.decide(np.full((1, 17), 0.4))[0, 3] for one in combination.own] == [False, True]
 
 
 def test_weights_that_were_changed_are_refused(folder: Path) -> None:

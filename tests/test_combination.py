@@ -14,10 +14,16 @@ from planet_dist.combination import (
     others_right,
 )
 from planet_dist.metrics import Bools, Floats
-from planet_dist.thresholds import RULES, Rule
+from planet_dist.thresholds import RULES, Rule, Thresholds
 from shards.errors import RunError
 
 BY_NAME = {rule.name: rule for rule in RULES}
+LABELS = ["a", "b", "c", "d", "e"]
+
+
+def above(*values: float) -> Thresholds:
+    """Thresholds of so many labels."""
+    return Thresholds("made", tuple(LABELS[: len(values)]), values)
 
 
 def drawn(members: int, seed: int = 0, chips: int = 60, labels: int = 5) -> tuple[Floats, Bools, Combination]:
@@ -26,19 +32,25 @@ def drawn(members: int, seed: int = 0, chips: int = 60, labels: int = 5) -> tupl
     p_MNC = rng.integers(0, 11, (members, chips, labels)) / 10
     speaks_MC = rng.random((members, labels)) < 0.7
     speaks_MC[rng.integers(members, size=labels), np.arange(labels)] = True
-    own_MC, mean_C = rng.integers(0, 11, (members, labels)) / 10, rng.integers(0, 11, labels) / 10
+    own = tuple(above(*rng.integers(0, 11, labels) / 10) for _ in range(members))
+    mean = above(*rng.integers(0, 11, labels) / 10)
     rare_C = np.arange(labels) % 2 == 0
     true_NC = rng.random((chips, labels)) < 0.4
-    return p_MNC, true_NC, Combination("mean", speaks_MC, own_MC, mean_C, rare_C)
+    return p_MNC, true_NC, Combination("mean", speaks_MC, own, mean, rare_C)
+
+
+def mean_of(combination: Combination) -> Thresholds:
+    assert isinstance(combination.mean, Thresholds)
+    return combination.mean
 
 
 def counted_by_hand(combination: Combination, p_MNC: Floats, chip: int, label: int) -> bool:
     members = [m for m in range(len(p_MNC)) if combination.speaks_MC[m, label]]
-    yes = [m for m in members if p_MNC[m, chip, label] > combination.own_MC[m, label]]
+    yes = [m for m in members if combination.own[m].decide(p_MNC[m])[chip, label]]
     total = 0.0
     for m in members:
         total += p_MNC[m, chip, label]
-    by_mean = total / len(members) > combination.mean_C[label]
+    by_mean = total / len(members) > mean_of(combination).values[label]
     if combination.rule == "vote":
         return len(yes) >= len(members) - len(yes)
     if combination.rule == "any-rare" and combination.rare_C[label]:
@@ -53,8 +65,8 @@ def test_each_decision_is_the_one_counted_by_hand(rule: CombinationRule, members
     combination = Combination(
         rule,
         drawn_combination.speaks_MC,
-        drawn_combination.own_MC,
-        drawn_combination.mean_C,
+        drawn_combination.own,
+        drawn_combination.mean,
         drawn_combination.rare_C,
     )
     expected = [[counted_by_hand(combination, p_MNC, n, c) for c in range(5)] for n in range(60)]
@@ -63,13 +75,13 @@ def test_each_decision_is_the_one_counted_by_hand(rule: CombinationRule, members
 
 def test_two_of_three_votes_carry_a_label_and_one_does_not() -> None:
     everyone = np.ones((3, 1), dtype=bool)
-    vote = Combination("vote", everyone, np.array([[0.2], [0.5], [0.9]]), np.zeros(1), np.zeros(1, dtype=bool))
+    vote = Combination("vote", everyone, (above(0.2), above(0.5), above(0.9)), above(0.0), np.zeros(1, dtype=bool))
     chips_MN1 = np.array([[[0.3], [0.3], [0.1]], [[0.6], [0.4], [0.4]], [[0.1], [0.9], [0.91]]])
     assert vote.decide(chips_MN1).tolist() == [[True], [False], [False]]
 
 
 def test_an_even_split_says_yes() -> None:
-    vote = Combination("vote", np.ones((2, 1), dtype=bool), np.full((2, 1), 0.5), np.ones(1), np.zeros(1, dtype=bool))
+    vote = Combination("vote", np.ones((2, 1), dtype=bool), (above(0.5),) * 2, above(1.0), np.zeros(1, dtype=bool))
     assert vote.decide(np.array([[[0.9], [0.1]], [[0.1], [0.1]]])).tolist() == [[True], [False]]
 
 
@@ -78,7 +90,7 @@ def test_a_specialist_is_heard_on_its_label_alone() -> None:
     p_MNC = np.array([[[0.2, 0.2]], [[1.0, 1.0]]])
     assert mean_probabilities(p_MNC, speaks_MC).tolist() == [[0.2, 0.6]]
     for rule in COMBINATION_RULES:
-        combination = Combination(rule, speaks_MC, np.full((2, 2), 0.5), np.full(2, 0.5), np.array([True, True]))
+        combination = Combination(rule, speaks_MC, (above(0.5, 0.5),) * 2, above(0.5, 0.5), np.array([True, True]))
         assert combination.decide(p_MNC).tolist() == [[False, True]]
 
 
@@ -87,7 +99,7 @@ def test_a_label_that_nobody_speaks_for_is_never_decided() -> None:
     p_MNC = np.ones((2, 1, 2))
     assert mean_probabilities(p_MNC, speaks_MC).tolist() == [[1.0, 0.0]]
     for rule in COMBINATION_RULES:
-        combination = Combination(rule, speaks_MC, np.zeros((2, 2)), np.zeros(2), np.array([True, True]))
+        combination = Combination(rule, speaks_MC, (above(0.0, 0.0),) * 2, above(0.0, 0.0), np.array([True, True]))
         assert combination.decide(p_MNC).tolist() == [[True, False]]
 
 
@@ -116,10 +128,12 @@ def test_members_and_mean_are_fitted_each_by_its_own_rule(rule: CombinationRule)
         rare_C=given.rare_C,
         own_rules=own,
         mean_rule=BY_NAME["grid-independent"],
+        labels=LABELS,
     )
-    assert fitted.own_MC[0].tolist() == BY_NAME["best-single"].fit(p_MNC[0], true_NC).tolist()
-    assert fitted.own_MC[1].tolist() == [0.2] * 5
-    assert fitted.mean_C.tolist() == BY_NAME["grid-independent"].fit((p_MNC[0] + p_MNC[1]) / 2, true_NC).tolist()
+    assert fitted.own[0] == BY_NAME["best-single"].decision(p_MNC[0], true_NC, LABELS)
+    assert fitted.own[1] == Thresholds("flat-0.2", tuple(LABELS), (0.2,) * 5)
+    mean_NC = (p_MNC[0] + p_MNC[1]) / 2
+    assert fitted.mean == BY_NAME["grid-independent"].decision(mean_NC, true_NC, LABELS)
     assert (fitted.rule, fitted.rare_C.tolist()) == (rule, given.rare_C.tolist())
 
 

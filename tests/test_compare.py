@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from planet_dist.cli import main
 from planet_dist.compare import Comparison, Difference, common_chips, label_difference, sample_difference, verdict
 from planet_dist.config import load_config
+from planet_dist.decision import write_decision
 from planet_dist.metrics import Bools, mean_f2
 from planet_dist.predictions import Predictions
 from planet_dist.runfolder import differences
-from planet_dist.thresholds import Thresholds, write_thresholds
+from planet_dist.thresholds import Thresholds
 from shards.errors import RunError
 from shards.reader import Dataset
 from tests.made_runs import made_run
@@ -135,9 +136,7 @@ def finished(folder: Path, dataset: Dataset, seed: int, *overrides: str, noise: 
     timing = {"kind": "train", "phase": 0, "epoch": 0, "step": 5, "images_per_second": 100.0, "seconds": 60.0}
     (run / "timing.jsonl").write_text(json.dumps(timing) + "\n")
     labels = dataset.manifest.labels
-    write_thresholds(
-        run / "evaluation" / "thresholds.json", Thresholds("flat-0.2", tuple(labels), (0.2,) * len(labels))
-    )
+    write_decision(run / "evaluation" / "thresholds.json", Thresholds("flat-0.2", tuple(labels), (0.2,) * len(labels)))
     scores = {"rules": [], "labels": [], "chosen": "flat-0.2", "f2": 0.8, "accuracy": 0.9, "loss": 0.2}
     (run / "evaluation" / "metrics.json").write_text(json.dumps(scores))
     return run

@@ -36,7 +36,7 @@ def test_no_row_is_decided_by_a_rule_fitted_on_it():
         fits.append(set(given_NC[:, 0].tolist()))
         return np.zeros(1)
 
-    decided_NC = cross_fitted(Rule("spy", lambda labels: 0, remember), probabilities_NC, true_NC, fold_of_N)
+    decided_NC = cross_fitted(Rule("spy", lambda labels: 0, remember), probabilities_NC, true_NC, fold_of_N, ["a"])
     assert decided_NC.all()
     everything = set(probabilities_NC[:, 0].tolist())
     held_out = [everything - seen for seen in fits]
@@ -53,7 +53,7 @@ def test_a_rule_that_remembers_its_rows_scores_nothing_when_cross_fitted():
     true_NC = np.ones((count, 1), dtype=bool)
     memorise = Rule("memory", lambda labels: 1, lambda given_NC, _: np.full(1, 1.0 - given_NC.min()))
     # fold 0 is fitted on 0.75 (threshold 0.25, not exceeded by 0.25), fold 1 on 0.25 (threshold 0.75)
-    assert not cross_fitted(memorise, probabilities_NC, true_NC, fold_of_N).any()
+    assert not cross_fitted(memorise, probabilities_NC, true_NC, fold_of_N, ["a"]).any()
 
 
 def test_folds_hold_every_row_once_and_differ_by_one_at_most():
@@ -149,6 +149,13 @@ def test_a_repeated_id_is_an_error_that_names_it():
         evaluate_rules(probabilities_NC, true_NC, LABELS, ids_N=np.array([3, 7, 1, 7]), folds=2)
     with pytest.raises(RunError, match=r"ids have shape \(3,\) for 4 rows"):
         evaluate_rules(probabilities_NC, true_NC, LABELS, ids_N=np.array([3, 7, 1]), folds=2)
+
+
+def test_a_probability_that_is_none_is_an_error_that_names_its_row():
+    probabilities_NC, true_NC = made(10, seed=5)
+    probabilities_NC[7, 1] = np.nan
+    with pytest.raises(RunError, match="row 7, label 1"):
+        evaluate_rules(probabilities_NC, true_NC, LABELS)
 
 
 def test_label_names_must_match_the_columns():

@@ -87,7 +87,7 @@ def test_labels_are_drawn_from_the_rarest_up_with_their_counts() -> None:
     rng = np.random.default_rng(1)
     true = rng.random((80, 4)) < [0.9, 0.1, 0.5, 0.0]
     p = np.clip(0.6 * true + 0.4 * rng.random((80, 4)), 0, 1)
-    scores = rule_label_scores(p, true)
+    scores = rule_label_scores(p, true, LABELS)
     figure = label_dots(LABELS, scores, "made")
     counts = true.sum(axis=0)
     ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
@@ -99,7 +99,7 @@ def test_labels_are_drawn_from_the_rarest_up_with_their_counts() -> None:
 
 def test_a_separable_label_scores_one_under_thresholds_and_not_under_one_half() -> None:
     true = np.arange(40)[:, None] % 2 == [[0, 1]]
-    scores = rule_label_scores(np.where(true, 0.4, 0.1), true)
+    scores = rule_label_scores(np.where(true, 0.4, 0.1), true, LABELS[: true.shape[1]])
     assert scores["0.5"].f2_C.tolist() == [0, 0]
     assert scores["best single threshold"].f2_C.tolist() == [1, 1]
     assert scores["threshold per label"].f2_C.tolist() == [1, 1]

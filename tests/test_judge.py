@@ -14,11 +14,11 @@ from sklearn.metrics import fbeta_score, log_loss
 from planet_dist.bundle_files import load_bundle
 from planet_dist.config import Config, LossConfig, load_config
 from planet_dist.data import Data, open_data
+from planet_dist.decision import read_decision
 from planet_dist.evaluate import Logits
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.predictions import read_predictions
 from planet_dist.runfolder import RunFolder
-from planet_dist.thresholds import read_thresholds
 from shards.errors import TrainingError
 from shards.reader import Dataset
 from tests.made_runs import TINY, random_weights
@@ -116,7 +116,7 @@ def test_a_judged_run_leaves_predictions_thresholds_and_scores_that_agree(
     assert np.array_equal(predictions.ids_N, data.split.val_ids)
     assert np.array_equal(predictions.targets_NC, data.targets_NC[data.split.val_ids])
     assert np.allclose(predictions.probabilities_NC, 1 / (1 + np.exp(-logits.logits_NC.astype(np.float64))))
-    assert read_thresholds(run.evaluation / "thresholds.json") == evaluation.chosen
+    assert read_decision(run.evaluation / "thresholds.json") == evaluation.chosen
     scores = json.loads((run.evaluation / "metrics.json").read_text())
     assert scores == json.loads(json.dumps(evaluation.to_json()))
     assert scores["rows"] == 60 and scores["f2"] > 0.8

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from planet_dist.cli import main
+from planet_dist.decision import read_decision
 from planet_dist.predictions import write_predictions
-from planet_dist.thresholds import read_thresholds
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_thresholds_prints_both_tables_and_writes_the_chosen_rule(predictions, t
     out = tmp_path / "thresholds.json"
     result = run("thresholds", "--predictions", predictions, "--out", out)
     assert result.exit_code == 0, result.output
-    chosen = read_thresholds(out)
+    chosen = read_decision(out)
     assert f"* {chosen.rule}" in result.stdout
     assert chosen.labels == ("clear", "water")
     for shown in ("flat-0.2", "grid-joint", "cross-fitted", "water", "recall", "support", str(out)):
@@ -44,8 +44,8 @@ def test_thresholds_prints_json_alone_when_asked(predictions, tmp_path):
     assert result.exit_code == 0
     table = json.loads(result.stdout)
     assert (table["rows"], table["folds"]) == (200, 3)
-    assert table["chosen"] == read_thresholds(out).rule
-    assert [row["threshold"] for row in table["labels"]] == list(read_thresholds(out).values)
+    assert table["chosen"] == read_decision(out).rule
+    assert [row["threshold"] for row in table["labels"]] == list(read_decision(out).values)
 
 
 def test_thresholds_says_how_many_tags_were_repeated(tmp_path):

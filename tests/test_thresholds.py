@@ -1,7 +1,6 @@
 """planet_dist.thresholds: each fit against a slow, plain search of the same thing."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from sklearn.metrics import fbeta_score
 from planet_dist import thresholds
 from planet_dist.cuts import GRID_S
 from planet_dist.metrics import mean_f2, probabilities
-from planet_dist.thresholds import RULES, Thresholds, decide, fit
+from planet_dist.thresholds import RULES, Thresholds, decide
 from shards.errors import RunError
 
 # few distinct values, so that ties within a sample and within a label are the common case
@@ -137,7 +136,7 @@ def test_saturated_half_precision_probabilities_are_fitted():
     logits_NC = np.random.default_rng(3).normal(0, 15, (300, 4)).astype(np.float16)
     true_NC = logits_NC > 3
     given_NC = probabilities(logits_NC).astype(np.float16)
-    fitted = fit(BY_NAME["exact"], given_NC, true_NC, list("abcd"))
+    fitted = BY_NAME["exact"].decision(given_NC.astype(np.float64), true_NC, list("abcd"))
     assert mean_f2(fitted.decide(given_NC), true_NC) > 0.99 * mean_f2(true_NC, true_NC)
 
 
@@ -162,61 +161,6 @@ def test_probabilities_of_another_number_of_labels_are_refused():
     rule = Thresholds("flat-0.5", ("a", "b"), (0.5, 0.5))
     with pytest.raises(RunError, match="of 1 labels for a rule of 2"):
         rule.decide(np.array([[0.5]]))
-
-
-def test_fitting_refuses_nan_and_names_the_row():
-    probabilities_NC, true_NC = made(10, 3, seed=5)
-    probabilities_NC[7, 1] = np.nan
-    for rule in RULES:
-        with pytest.raises(RunError, match="row 7, label 1"):
-            fit(rule, probabilities_NC, true_NC, list("abc"))
-
-
-def test_a_written_rule_decides_the_same_when_read_back(tmp_path):
-    probabilities_NC, true_NC = made(200, 5, seed=6)
-    fitted = fit(BY_NAME["exact"], probabilities_NC, true_NC, list("abcde"))
-    path = tmp_path / "thresholds.json"
-    thresholds.write_thresholds(path, fitted)
-    assert thresholds.read_thresholds(path) == fitted
-    table = json.loads(path.read_text())
-    assert (table["rule"], table["labels"]) == ("exact", list("abcde"))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"version": 2}, "version 2; this program reads version 1"),
-        ({"version": None}, "version None"),
-        ({"format": "other"}, "not a thresholds file"),
-        ({"thresholds": [0.5]}, "1 thresholds for 2 labels"),
-        ({"thresholds": [0.5, 1.5]}, "threshold of b is 1.5"),
-        ({"thresholds": [0.5, float("nan")]}, "threshold of b is nan"),
-        ({"thresholds": [0.5, True]}, "needs a rule"),
-        ({"thresholds": "0.5"}, "needs a rule"),
-        ({"labels": [1, 2]}, "needs a rule"),
-        ({"labels": [], "thresholds": []}, "0 thresholds for 0 labels"),
-        ({"rule": None}, "needs a rule"),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_an_error_that_names_it(tmp_path, change, message):
-    path = tmp_path / "thresholds.json"
-    table = Thresholds("flat-0.5", ("a", "b"), (0.5, 0.5)).to_json() | change
-    path.write_text(json.dumps(table))
-    with pytest.raises(RunError, match=message) as caught:
-        thresholds.read_thresholds(path)
-    assert str(path) in str(caught.value)
-
-
-def test_missing_and_malformed_files_are_errors(tmp_path):
-    with pytest.raises(RunError, match="No such file"):
-        thresholds.read_thresholds(tmp_path / "none.json")
-    broken = tmp_path / "broken.json"
-    broken.write_text("[1,")
-    with pytest.raises(RunError, match=r"broken\.json"):
-        thresholds.read_thresholds(broken)
-    broken.write_text("[1]")
-    with pytest.raises(RunError, match="not a thresholds file"):
-        thresholds.read_thresholds(broken)
 
 
 def test_the_constant_rule_is_the_best_of_all_label_sets_when_one_label_is_common():
