@@ -17,7 +17,10 @@ from planet_dist.bundle import Bundle
 from planet_dist.bundle_card import model_card
 from planet_dist.bundle_description import Description
 from planet_dist.bundle_files import load_bundle, write_bundle
+from planet_dist.calibration import Unchanged
+from planet_dist.decision import ExpectedF2
 from shards.errors import RunError
+from shards.labels import PLANET
 from shards.reader import Dataset
 from shards.schema import sealed
 from tests.conftest import REPOSITORY
@@ -198,6 +201,10 @@ def test_a_path_out_of_the_bundle_is_refused(folder: Path, name: str) -> None:
         (lambda table: table["members"][1].update(weights="model-0.safetensors"), "two members bear one file"),
         (lambda table: table["thresholds"].update(thresholds=[2.0] * 17), r"it must be in \[0, 1\]"),
         (lambda table: table["thresholds"].update(labels=[f"l{i}" for i in range(17)]), "thresholds for the labels"),
+        (
+            lambda table: table["members"][1].update(thresholds=ExpectedF2("e", PLANET.labels, Unchanged()).to_json()),
+            "a specialist decides by thresholds, not by e",
+        ),
         (lambda table: table["labels"].__setitem__(0, "two words"), "holds white space"),
         (lambda table: table.update(training_label_counts=[1]), "one entry for each of 17 labels"),
         (lambda table: table.update(dataset_digest="abc"), "dataset_digest"),

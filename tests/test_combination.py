@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from planet_dist.calibration import Unchanged
 from planet_dist.combination import (
     COMBINATION_RULES,
     Combination,
@@ -13,6 +14,7 @@ from planet_dist.combination import (
     mean_probabilities,
     others_right,
 )
+from planet_dist.decision import ExpectedF2
 from planet_dist.metrics import Bools, Floats
 from planet_dist.thresholds import RULES, Rule, Thresholds
 from shards.errors import RunError
@@ -106,6 +108,22 @@ def test_a_label_that_nobody_speaks_for_is_never_decided() -> None:
 def test_one_member_keeps_its_probabilities_bit_for_bit() -> None:
     p_1NC = np.random.default_rng(3).random((1, 40, 4))
     assert mean_probabilities(p_1NC, np.ones((1, 4), dtype=bool)).tobytes() == p_1NC[0].tobytes()
+
+
+@pytest.mark.parametrize("rule", COMBINATION_RULES)
+def test_members_and_mean_may_decide_by_expected_f2(rule: CombinationRule) -> None:
+    p_MNC = np.random.default_rng(5).random((3, 50, 5))
+    by_expected = ExpectedF2("expected-f2", tuple(LABELS), Unchanged())
+    speaks_MC, rare_C = np.ones((3, 5), dtype=bool), np.array([True, False, True, False, False])
+    decided_NC = Combination(rule, speaks_MC, (by_expected,) * 3, by_expected, rare_C).decide(p_MNC)
+    said_MNC = np.stack([by_expected.decide(p_NC) for p_NC in p_MNC])
+    by_mean_NC = by_expected.decide(p_MNC.mean(axis=0))
+    expected = {
+        "mean": by_mean_NC,
+        "vote": said_MNC.sum(axis=0) >= 2,
+        "any-rare": np.where(rare_C, said_MNC.any(axis=0), by_mean_NC),
+    }
+    assert np.array_equal(decided_NC, expected[rule])
 
 
 def test_a_probability_that_is_none_is_an_error() -> None:

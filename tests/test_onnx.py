@@ -17,10 +17,15 @@ from torch.nn import functional
 from planet_dist import onnx_export
 from planet_dist.bundle import Bundle
 from planet_dist.bundle_files import file_sha256, write_bundle
+from planet_dist.calibration import METHODS, Logistic, Method, Unchanged, fit_calibration
 from planet_dist.cli import main
+from planet_dist.decision import ExpectedF2, decision_from_json
+from planet_dist.metrics import probabilities
+from planet_dist.onnx_decision import decision_module
 from planet_dist.onnx_export import export_onnx, largest_difference, made_chips
 from planet_dist.onnx_network import ChipNetwork, FixedResize
 from shards.errors import RunError
+from shards.labels import PLANET, ExclusiveGroup
 from shards.reader import Dataset
 from tests.made_runs import TINY, bundle_of, flat, member, random_weights
 
@@ -75,6 +80,34 @@ def test_the_network_decides_as_the_bundle_does(trio: Path, dataset: Dataset, ru
     assert np.array_equal(decisions_NC, bundle.predict(images_NHWC).decisions_NC)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ruled", [False, True])
+def test_expected_f2_decides_as_outside_of_the_file(method: Method, ruled: bool) -> None:
+    rng = np.random.default_rng(3)
+    true_NC = rng.random((600, 17)) < rng.random(17) ** 2
+    p_NC = probabilities(rng.normal(np.where(true_NC, 1.5, -2.0), 1.5))
+    p_NC[:3], p_NC[3:6, 4:] = 0.0, 1.0
+    rules = (PLANET.exclusive, PLANET.alone) if ruled else ((), ())
+    decision = ExpectedF2("made", PLANET.labels, fit_calibration(method, p_NC, true_NC), *rules)
+    with torch.no_grad():
+        decided_NC = decision_module(decision)(torch.from_numpy(p_NC)).numpy()
+    expected_NC = decision.decide(p_NC)
+    assert len(np.unique(expected_NC, axis=0)) > 50
+    assert np.array_equal(decided_NC[6:], expected_NC[6:])
+    # Where labels are equally likely it may be another of equally good sets.
+    assert np.array_equal(decided_NC[:6].sum(axis=1), expected_NC[:6].sum(axis=1))
+
+
+def test_a_label_that_no_lawful_set_has_is_in_no_file_decided() -> None:
+    groups = (ExclusiveGroup("weather", ("clear", "haze"), True), ExclusiveGroup("light", ("day", "night")))
+    decision = ExpectedF2("made", ("clear", "haze", "sea", "day", "night"), Unchanged(), groups, ("sea",))
+    p_NC = np.random.default_rng(4).random((200, 5))
+    with torch.no_grad():
+        decided_NC = decision_module(decision)(torch.from_numpy(p_NC)).numpy()
+    assert np.array_equal(decided_NC, decision.decide(p_NC))
+    assert not decided_NC[:, 2].any() and decided_NC.any(axis=0).sum() == 4
+
+
 @pytest.fixture(scope="module")
 def exported(trio: Path) -> Path:
     """The members' file."""
@@ -98,6 +131,26 @@ def test_an_exported_ensemble_answers_as_pytorch_does_on_chips(trio: Path, expor
     assert len(np.unique(decisions_NC, axis=0)) > 3
     stated = session.get_modelmeta().custom_metadata_map
     assert json.loads(stated["labels"]) == list(bundle.labels) and stated["bundle_sha256"] == bundle.digest
+
+
+def test_a_bundle_that_decides_by_expected_f2_is_exported_with_it(dataset: Dataset, tmp_path: Path) -> None:
+    weights = random_weights(tmp_path / "w.safetensors", TINY, dataset, 5)
+    labels = tuple(dataset.manifest.labels)
+    calibration = Logistic("platt", (0.3,) * 17, tuple(np.linspace(-1.5, 0.5, 17).tolist()))
+    decision = ExpectedF2("expected-f2-rules", labels, calibration, PLANET.exclusive, PLANET.alone)
+    write_bundle(tmp_path / "bundle", bundle_of(dataset, [member(dataset, weights, thresholds=decision)]), [weights])
+    export_onnx(tmp_path / "bundle", tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    images_NHWC = np.stack([dataset.pixels(i) for i in range(60)])
+    (decisions_NC,) = session.run(["decisions_NC"], {"images_NHWC": images_NHWC})
+    assert np.array_equal(
+        decisions_NC, Bundle.load(tmp_path / "bundle", device="cpu").predict(images_NHWC).decisions_NC
+    )
+    assert len(np.unique(decisions_NC, axis=0)) > 3
+    stated = json.loads(session.get_modelmeta().custom_metadata_map["thresholds"])
+    assert decision_from_json(stated, "metadata") == decision
+    card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    assert "the label set of greatest expected F2" in card and "calibrated for it: platt" in card
 
 
 def test_tiffs_of_16_bits_and_4_bands_are_exported_too(tif_dataset: Dataset, tmp_path: Path) -> None:
