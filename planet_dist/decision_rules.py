@@ -28,7 +28,7 @@ from shards.errors import ConfigError, RunError
 from shards.labels import PLANET, ExclusiveGroup, Vocabulary, read_vocabulary
 
 THRESHOLD_RULES: tuple[Rule, ...] = (*RULES, SHRUNK)
-_FOLDS = 3
+FOLDS = 3
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def best_method(probabilities_NC: Floats, true_NC: Bools) -> Method:
     if rows < 2:
         return "none"
     errors = [
-        float(np.mean((cross_calibrated(method, probabilities_NC, true_NC, min(_FOLDS, rows)) - true_NC) ** 2))
+        float(np.mean((cross_calibrated(method, probabilities_NC, true_NC, min(FOLDS, rows)) - true_NC) ** 2))
         for method in METHODS
     ]
     return METHODS[int(np.argmin(errors))]

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from planet_dist import chip_choice
 from planet_dist.augment import Preprocess
 from planet_dist.config import AugmentConfig, DataConfig
+from planet_dist.decision_rules import FOLDS, best_method, cross_calibrated
 from planet_dist.figures_chips import Line, Tile, augmentation, compared, displayed, gallery
+from planet_dist.figures_reliability import reliability_panels
 from planet_dist.figures_scores import (
     LossCurve,
     cooccurrence,
@@ -53,6 +55,7 @@ _CAPTIONS = {
     "augmentation": "Chips before and after augmentation (first paper, Figure 5).",
     "losses": "Training and validation loss by epoch.",
     "labels-by-rule": "Each label under three kinds of thresholds (first paper, Figure 6).",
+    "reliability": "How often each label is true, by the probability that it is given, before and after calibration.",
     "labels-beside-other": "Each label, baseline and best model (first paper, Figure 6 and section 5).",
     "certain-": "The chips of which the model is surest (first paper, Figure 7).",
     "cooccurrence": "Co-occurrence of labels: in the data, and predicted (second paper, Figures 1 and 6).",
@@ -124,6 +127,7 @@ class RunFigures:
             "losses": self.losses,
             "labels-by-rule": self.labels_by_rule,
             "labels-beside-other": self.labels_beside_other,
+            "reliability": self.reliability,
             "cooccurrence": self.cooccurrence,
             "mistakes": self.mistakes,
             "mistakes-exclusive": self.mistakes_exclusive,
@@ -181,6 +185,20 @@ class RunFigures:
         if len(pair) < 2:
             raise Nothing("both runs have one name; rename a folder")
         return label_dots(self.labels, pair, "Two runs, a threshold for each label, cross-fitted")
+
+    def reliability(self) -> Figure:
+        """How far each label's probabilities are from frequencies, as they are and calibrated, cross-fitted."""
+        method = best_method(self.p_NC, self.true_NC)
+        given = {"as they are": self.p_NC}
+        if method != "none":
+            fitted_NC = cross_calibrated(method, self.p_NC, self.true_NC, FOLDS)
+            given[f"calibrated, {method}, cross-fitted"] = fitted_NC
+        # Of other labels a specialist says nothing.
+        spoken = self.run.scores.get("specialist_of", self.labels)
+        columns = [self.labels.index(label) for label in spoken]
+        return reliability_panels(
+            spoken, self.true_NC[:, columns], {name: p_NC[:, columns] for name, p_NC in given.items()}
+        )
 
     def cooccurrence(self) -> Figure:
         """Co-occurrence of labels in the data and in predictions (second paper, Figures 1 and 6)."""

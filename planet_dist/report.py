@@ -146,7 +146,7 @@ def _write(
         "labels": ("Labels", report_parts.labels(scores)),
         "rules": ("Decision rules", report_parts.rules(scores)),
         "mistakes": ("Mistakes", report_parts.gallery(_worst(dataset, decided))),
-        "figures": ("The papers' figures", report_parts.pictures(*papers) if papers else ""),
+        "figures": ("Figures", report_parts.pictures(*papers) if papers else ""),
         "time": ("Where the time went", report_parts.speed(logs)),
         "configuration": ("Configuration", report_parts.configuration(logs)),
         "environment": ("Environment", report_parts.environment(logs, data_rows)),

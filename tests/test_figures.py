@@ -12,9 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from planet_dist.calibration import reliability
 from planet_dist.cli import main
 from planet_dist.figures import RunFigures, certain_labels, check_pair, draw_all
 from planet_dist.figures_chips import Line, Tile, compared, displayed, gallery
+from planet_dist.figures_reliability import reliability_panels, share_interval
 from planet_dist.figures_scores import (
     LossCurve,
     cooccurrence,
@@ -208,3 +210,26 @@ def test_runs_of_other_validation_chips_do_not_stand_beside_each_other(run: Fini
     other = FinishedRun(run.folder, run.config, shifted, run.thresholds, run.scores, run.epochs, run.steps)
     with pytest.raises(RunError, match="validated on other chips"):
         check_pair(run, other)
+
+
+def test_reliability_has_a_panel_a_label_with_its_calibration_errors() -> None:
+    rng = np.random.default_rng(2)
+    p = rng.random((600, 4))
+    true = rng.random((600, 4)) < p**2
+    figure = reliability_panels(LABELS, true, {"before": p, "after": p**2})
+    assert len([axes for axes in figure.axes if axes.axison]) == 4
+    for c, axes in enumerate(figure.axes[:4]):
+        errors = [reliability(said[:, c], true[:, c]).error for said in (p, p**2)]
+        assert axes.get_title() == f"{LABELS[c]} ({true[:, c].sum()})\n{errors[0]:.4f}, {errors[1]:.4f}"
+        assert errors[1] < errors[0] / 2
+        drawn = np.asarray(axes.get_lines()[0].get_xydata())
+        np.testing.assert_allclose(drawn[:, 1] ** 2, reliability(p[:, c], true[:, c]).true_B)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after"]
+    assert not texts_overlap(figure)
+
+
+def test_intervals_of_shares_hold_the_share_and_narrow_with_chips() -> None:
+    low, high = share_interval(np.array([0.0, 0.5, 0.5, 1.0]), np.array([10, 10, 1000, 10]))
+    assert low[0] == 0.0 and high[3] == 1.0 and (low <= [0, 0.5, 0.5, 1]).all() and (high >= [0, 0.5, 0.5, 1]).all()
+    assert low[1:3] == pytest.approx([0.2366, 0.4691], abs=1e-4)
+    assert high[0] == pytest.approx(0.2775, abs=1e-4)

@@ -112,7 +112,7 @@ def test_json_mode_prints_events_and_nothing_else(trained: tuple[Path, list[str]
 
 def test_a_run_ends_with_a_page_of_all_parts_within_its_bound(trained: tuple[Path, list[str]]) -> None:
     page = page_of(trained[0])
-    for title in ("Curves", "Labels", "Decision rules", "Mistakes", "The papers&#x27; figures", "Where the time went"):
+    for title in ("Curves", "Labels", "Decision rules", "Mistakes", "Figures", "Where the time went"):
         assert f"<h2>{title}</h2>" in page
     assert "<h2>Configuration</h2>" in page and "<h2>Environment</h2>" in page
     assert "recipe small-resnet-32, small-resnet, finished." in page
