@@ -58,6 +58,7 @@ bench: $(READY) $(PEERS)/.ready ## side-by-side measurements, one table each
 	python benchmarks/startup.py
 	-python benchmarks/gpu.py
 	python benchmarks/thresholds.py
+	python benchmarks/decisions.py
 	python benchmarks/build.py
 	python benchmarks/plan.py
 	$(MAKE) reproduce
