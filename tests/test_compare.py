@@ -10,15 +10,29 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from planet_dist.calibration import Unchanged
 from planet_dist.cli import main
-from planet_dist.compare import Comparison, Difference, common_chips, label_difference, sample_difference, verdict
+from planet_dist.compare import (
+    Comparison,
+    Difference,
+    common_chips,
+    compare,
+    label_difference,
+    sample_difference,
+    verdict,
+)
 from planet_dist.config import load_config
-from planet_dist.decision import write_decision
+from planet_dist.crossfit import cross_fitted, fold_numbers
+from planet_dist.decision import ExpectedF2, write_decision
+from planet_dist.decision_rules import rule_of
+from planet_dist.finished import open_run
 from planet_dist.metrics import Bools, mean_f2
 from planet_dist.predictions import Predictions
 from planet_dist.runfolder import differences
+from planet_dist.runlogs import read_logs
 from planet_dist.thresholds import Thresholds
 from shards.errors import RunError
+from shards.labels import PLANET
 from shards.reader import Dataset
 from tests.made_runs import made_run
 
@@ -140,6 +154,20 @@ def finished(folder: Path, dataset: Dataset, seed: int, *overrides: str, noise: 
     scores = {"rules": [], "labels": [], "chosen": "flat-0.2", "f2": 0.8, "accuracy": 0.9, "loss": 0.2}
     (run / "evaluation" / "metrics.json").write_text(json.dumps(scores))
     return run
+
+
+def test_a_run_that_decides_by_expected_f2_is_compared_by_that_rule(dataset: Dataset, tmp_path: Path) -> None:
+    first, second = (finished(tmp_path / name, dataset, 1) for name in "ab")
+    labels = tuple(dataset.manifest.labels)
+    decision = ExpectedF2("expected-f2-rules", labels, Unchanged(), PLANET.exclusive, PLANET.alone)
+    write_decision(second / "evaluation" / "thresholds.json", decision)
+    found = compare(open_run(first), open_run(second), (read_logs(first), read_logs(second)))
+    assert found.rules == ("flat-0.2", "expected-f2-rules")
+    given = open_run(second).predictions
+    order_N = np.argsort(given.ids_N)
+    rule, p_NC, true_NC = rule_of(decision), given.probabilities_NC[order_N], given.targets_NC[order_N]
+    decided_NC = cross_fitted(rule, p_NC, true_NC, fold_numbers(len(p_NC), 5, 0), labels)
+    assert found.f2.second == pytest.approx(mean_f2(decided_NC, true_NC))
 
 
 def test_the_command_compares_two_runs_and_refuses_what_differs_in_kind(dataset: Dataset, tmp_path: Path) -> None:

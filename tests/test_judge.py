@@ -19,6 +19,7 @@ from planet_dist.evaluate import Logits
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.predictions import read_predictions
 from planet_dist.runfolder import RunFolder
+from planet_dist.thresholds import Thresholds
 from shards.errors import TrainingError
 from shards.reader import Dataset
 from tests.made_runs import TINY, random_weights
@@ -139,6 +140,19 @@ def test_a_judged_runs_bundle_holds_the_weights_that_were_judged(
     assert protocol["split"].startswith(config.data.split) and protocol["seed"] == str(config.seed)
     card = (run.bundle / "MODEL_CARD.md").read_text()
     assert f"{evaluation.chosen.rule} (this bundle) | {evaluation.chosen_score.cross_fitted_f2:.4f} |" in card
+
+
+def test_a_specialist_is_given_thresholds_whatever_would_score_best(
+    judged: tuple[Config, Data, RunFolder, Logits, Path],
+) -> None:
+    config, data, run, logits, weights = judged
+    everything = conclude(config, data, run, logits, weights)
+    assert [score.rule for score in everything.rules][-2:] == ["expected-f2", "expected-f2-rules"]
+    others = {label: 0.0 for label in data.labels if label != "water"}
+    special = config.model_copy(update={"loss": config.loss.model_copy(update={"label_weights": others})})
+    evaluation = conclude(special, data, run, logits, weights)
+    assert [score.rule for score in evaluation.rules][-1] == "shrunk"
+    assert isinstance(evaluation.chosen, Thresholds)
 
 
 def test_judging_twice_leaves_the_same_bytes(judged: tuple[Config, Data, RunFolder, Logits, Path]) -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from planet_dist.cli import main
 from planet_dist.decision import read_decision
 from planet_dist.predictions import write_predictions
+from shards.labels import PLANET
 
 
 @pytest.fixture
@@ -46,6 +47,29 @@ def test_thresholds_prints_json_alone_when_asked(predictions, tmp_path):
     assert (table["rows"], table["folds"]) == (200, 3)
     assert table["chosen"] == read_decision(out).rule
     assert [row["threshold"] for row in table["labels"]] == list(read_decision(out).values)
+
+
+def test_thresholds_compares_expected_f2_by_planets_rules_where_the_labels_are_planets(tmp_path):
+    rng = np.random.default_rng(1)
+    targets_NC = rng.random((60, 17)) < 0.3
+    path = tmp_path / "predictions.npz"
+    write_predictions(path, PLANET.labels, np.arange(60), rng.normal(np.where(targets_NC, 1.0, -1.0), 1.0), targets_NC)
+    shown = run("thresholds", "--predictions", path).stdout
+    for rule in ("shrunk", "expected-f2 ", "expected-f2-rules"):
+        assert rule in shown
+
+
+def test_thresholds_takes_label_rules_from_a_file(predictions, tmp_path):
+    words = tmp_path / "words.toml"
+    words.write_text('labels = ["clear", "water"]\nalone = ["clear"]\n')
+    out = tmp_path / "thresholds.json"
+    assert "expected-f2-rules" not in run("thresholds", "--predictions", predictions).stdout
+    result = run("thresholds", "--predictions", predictions, "--vocabulary", words, "--out", out)
+    assert "expected-f2-rules" in result.stdout
+    words.write_text('labels = ["clear", "lava"]\n')
+    result = run("thresholds", "--predictions", predictions, "--vocabulary", words)
+    assert result.exit_code == 1
+    assert "differ in lava, water" in result.stderr
 
 
 def test_thresholds_says_how_many_tags_were_repeated(tmp_path):

@@ -16,14 +16,18 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 
-from planet_dist import report
+from planet_dist import report, report_parts
 from planet_dist.cli import main
 from planet_dist.config import parse_config
+from planet_dist.crossfit import evaluate_rules
+from planet_dist.decision import DecisionRule
+from planet_dist.decision_rules import EXPECTED_F2
 from planet_dist.evaluate import Logits
 from planet_dist.figures import RunFigures
 from planet_dist.figures_scores import f2_contour
 from planet_dist.report import MOST_BYTES, warn_of_failure, write_epoch_report, write_final_report
 from planet_dist.runfolder import RunFolder
+from planet_dist.thresholds import RULES
 from shards.build import BuildOptions, build
 from shards.errors import DatasetError, RunError
 from shards.labels import Vocabulary
@@ -319,3 +323,14 @@ def test_a_damaged_chip_is_named_in_the_warning(
     run = copied(trained, tmp_path)
     warn_of_failure(lambda: write_epoch_report(run, hostile, *answers(hostile)), warnings.append)
     assert warnings[0].endswith("training goes on: chips-000000.tar: chip 3 is damaged")
+
+
+@pytest.mark.parametrize(("rule", "shown"), [(RULES[2], True), (EXPECTED_F2, False)], ids=["flat-0.2", "expected-f2"])
+def test_labels_show_thresholds_where_the_chosen_rule_has_them(rule: DecisionRule, shown: bool) -> None:
+    p_NC = np.random.default_rng(0).random((100, 2))
+    scores = evaluate_rules(p_NC, p_NC > 0.4, ["clear", "water"], rules=[rule]).to_json()
+    page = report_parts.labels(scores)
+    assert ("threshold" in page) == shown
+    assert (
+        f"decided by {rule.name} fitted" in page and "precision" in page and f"{scores['labels'][1]['f2']:.3f}" in page
+    )
