@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from planet_dist.calibration import Reliability, reliability
 from planet_dist.figures_style import BLUE, GREY, ORANGE, PALE, new_figure, styled
@@ -77,12 +78,12 @@ def _draw(axes: Axes, found: Reliability, look: tuple[str, str], name: str) -> N
     axes.plot(across_B, np.sqrt(found.true_B), color=colour, marker=marker, markersize=3, linewidth=0.8, label=name)
 
 
-def share_interval(share_B: Floats, count_B: Floats) -> tuple[Floats, Floats]:
+def share_interval(share_B: Floats, count_B: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Wilson's 95% intervals of shares, low and high (B,).
 
     Args:
         share_B: in [0, 1].
-        count_B: of how many chips each is.
+        count_B: int64, of how many chips each is.
     """
     middle_B = (share_B * count_B + _Z**2 / 2) / (count_B + _Z**2)
     half_B = _Z * np.sqrt(share_B * (1 - share_B) * count_B + _Z**2 / 4) / (count_B + _Z**2)

@@ -43,16 +43,8 @@ LAYERS = [
     {"shrinkage"},
     {"decision_rules"},
     # What a run leaves behind.
-    {
-        "bundle_description",
-        "epoch_detail",
-        "figures_reliability",
-        "figures_scores",
-        "finished",
-        "runs",
-        "tables",
-        "tracking_sync",
-    },
+    {"bundle_description", "epoch_detail", "figures_reliability", "figures_scores", "finished"},
+    {"runs", "tables", "tracking_sync"},
     {"bundle_card"},
     {"bundle_files", "onnx_decision"},
     {"bundle", "compare", "ending", "ensemble_scores", "figures", "judge"},
