@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from planet_dist import thresholds
 from planet_dist.calibration import Calibration, calibration_from_json
 from planet_dist.expected_f2 import Units, most_expected, units_of
 from planet_dist.metrics import Array, Bools, Floats, check_probabilities
-from planet_dist.thresholds import Thresholds
+from planet_dist.thresholds import Thresholds, check_labels
 from shards.errors import ConfigError, RunError
 from shards.labels import ExclusiveGroup
 from shards.schema import write_whole
@@ -71,7 +70,7 @@ class ExpectedF2:
             RunError: another number of labels, or a probability that is NaN or outside [0, 1].
         """
         checked_NC = check_probabilities(probabilities_NC)
-        thresholds.check_labels(checked_NC, self.labels)
+        check_labels(checked_NC, self.labels)
         return most_expected(self.calibration.apply(checked_NC), self.units(), units_of(self.labels))
 
     def to_json(self) -> dict[str, Any]:

@@ -188,17 +188,15 @@ class RunFigures:
 
     def reliability(self) -> Figure:
         """How far each label's probabilities are from frequencies, as they are and calibrated, cross-fitted."""
-        method = best_method(self.p_NC, self.true_NC)
-        given = {"as they are": self.p_NC}
-        if method != "none":
-            fitted_NC = cross_calibrated(method, self.p_NC, self.true_NC, FOLDS)
-            given[f"calibrated, {method}, cross-fitted"] = fitted_NC
         # Of other labels a specialist says nothing.
         spoken = self.run.scores.get("specialist_of", self.labels)
         columns = [self.labels.index(label) for label in spoken]
-        return reliability_panels(
-            spoken, self.true_NC[:, columns], {name: p_NC[:, columns] for name, p_NC in given.items()}
-        )
+        p_NC, true_NC = self.p_NC[:, columns], self.true_NC[:, columns]
+        given = {"as they are": p_NC}
+        method = best_method(p_NC, true_NC)
+        if method != "none":
+            given[f"calibrated, {method}, cross-fitted"] = cross_calibrated(method, p_NC, true_NC, FOLDS)
+        return reliability_panels(spoken, true_NC, given)
 
     def cooccurrence(self) -> Figure:
         """Co-occurrence of labels in the data and in predictions (second paper, Figures 1 and 6)."""

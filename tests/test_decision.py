@@ -171,6 +171,17 @@ def test_expected_f2_is_chosen_and_judged_where_it_gains_more_than_noise() -> No
     assert list(table["labels"][0]) == ["label", "f2", "precision", "recall", "support"], "it has no thresholds"
 
 
+def test_no_rules_figures_depend_on_the_order_of_the_rows() -> None:
+    p_NC, true_NC = made(200, seed=7)
+    ids_N, shuffled_N = np.arange(200), np.random.default_rng(0).permutation(200)
+    first = evaluate_rules(p_NC, true_NC, LABELS, ids_N=ids_N, rules=rules_for(WORDS))
+    second = evaluate_rules(
+        p_NC[shuffled_N], true_NC[shuffled_N], LABELS, ids_N=ids_N[shuffled_N], rules=rules_for(WORDS)
+    )
+    assert first.to_json() == second.to_json()
+    assert first.chosen == second.chosen
+
+
 def test_label_rules_are_compared_only_where_there_are_some_that_it_knows() -> None:
     assert [rule.name for rule in rules_for(WORDS)][-2:] == ["expected-f2", "expected-f2-rules"]
     shared = Vocabulary(LABELS, (*WEATHER, ExclusiveGroup("other", ("haze", "road"))))
