@@ -17,7 +17,7 @@ from planet_dist.host_cache import available_memory_bytes
 from shards.errors import DatasetError
 from shards.reader import Dataset
 
-_MOST_OF_FREE = 0.5  # the network, its gradients and its activations have to fit beside the chips
+MOST_OF_FREE = 0.5  # the network, its gradients and its activations have to fit beside the chips
 
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
@@ -43,7 +43,7 @@ class DeviceCache:
         word_bytes = next(size for size in _WORDS if chip_bytes % size == 0)
         needed = (count + 1) * chip_bytes
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-        if needed > _MOST_OF_FREE * free:
+        if needed > MOST_OF_FREE * free:
             raise DatasetError(
                 f"{dataset.shown}: its {count:,} chips take {needed:,} bytes on {device}, and {free:,} are free there, "
                 f"of which data.cache=device leaves half to the network; set data.cache=host, or none"

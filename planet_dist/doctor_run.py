@@ -16,11 +16,13 @@ from planet_dist import doctor_machine
 from planet_dist.assembly import Parts, assemble
 from planet_dist.config import Config, DataConfig
 from planet_dist.data import Data
+from planet_dist.device_cache import MOST_OF_FREE
 from planet_dist.doctor_findings import Finding, Report
 from planet_dist.doctor_machine import gibibytes
 from planet_dist.doctor_speed import PhaseSpeed, evaluate_speed, loader_speed, phase_speed, run_seconds
 from planet_dist.models import count_parameters
 from planet_dist.stream import PlannedSteps, Step, decode_threads
+from shards.pixels import PixelFormat
 from shards.reader import Dataset
 
 _LOADER_BATCH = 128  # where no recipe says
@@ -102,7 +104,34 @@ def _room(config: Config, dataset: Dataset, out: Path, parts: Parts) -> list[Fin
         findings.append(
             doctor_machine.disk(folder, min(size, limit), "fetched shards", "shards of the dataset", remedy)
         )
+    if config.data.cache != "none":
+        findings.append(chip_cache(config, len(dataset), dataset.manifest.image.pixels))
     return findings
+
+
+def chip_cache(config: Config, chips: int, form: PixelFormat) -> Finding:
+    """Whether the decoded chips have room where data.cache keeps them ("host" or "device").
+
+    Args:
+        chips: of the dataset.
+        form: of each.
+    """
+    size = chips * form.height * form.width * form.bands * np.dtype(form.dtype).itemsize
+    if config.data.cache == "host":
+        folder, limit = Path(config.runtime.cache_dir), config.runtime.cache_gib * 2**30
+        remedy = "set runtime.cache_dir to a folder with room, or data.cache=none"
+        if size > limit:
+            text = f"decoded chips take {gibibytes(size)}, and runtime.cache_gib allows {gibibytes(limit)}"
+            return Finding("error", "chip cache", text, "raise runtime.cache_gib, or set data.cache=none")
+        return doctor_machine.disk(folder, size, "chip cache", "decoded chips", remedy)
+    on_gpu = torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else doctor_machine.memory_left_bytes()
+    text = (
+        f"decoded chips take {gibibytes(size)} of the {gibibytes(free)} free on each {'GPU' if on_gpu else 'process'}"
+    )
+    if size > MOST_OF_FREE * free:
+        return Finding("error", "chip cache", f"{text}: more than half", "set data.cache=host, or none")
+    return Finding("ok", "chip cache", text)
 
 
 def _model(config: Config, number: int, speed: PhaseSpeed) -> Finding:

@@ -24,9 +24,10 @@ from planet_dist.data import open_data
 from planet_dist.doctor import Patient, examine
 from planet_dist.doctor_findings import Finding, Report, merge_hosts
 from planet_dist.doctor_machine import disk, launch_fit, libraries, shared_memory
-from planet_dist.doctor_run import whole_run
+from planet_dist.doctor_run import chip_cache, whole_run
 from planet_dist.doctor_speed import PhaseSpeed, extrapolated, run_seconds
 from planet_dist.launched import Launch
+from shards.pixels import PixelFormat
 from shards.reader import Dataset
 from tests.conftest import REPOSITORY
 
@@ -259,6 +260,27 @@ def test_room_is_that_of_the_disk_where_a_folder_would_be(
     found = disk(tmp_path / "not" / "yet", needed, "disk", "checkpoints", "make room")
     assert found.level == level and str(tmp_path) in found.text
     assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "free", "level", "said"),
+    [
+        ("data.cache=host", 2**30, "ok", "decoded chips take 192 MiB"),
+        ("data.cache=host", 2**27, "error", "128 MiB free"),
+        ("data.cache=device", 2**30, "ok", "192 MiB of the 1.0 GiB"),
+        ("data.cache=device", 2**28, "error", "more than half"),
+    ],
+)
+def test_decoded_chips_need_room_where_they_are_kept(
+    override: str, free: int, level: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(doctor_machine, "memory_left_bytes", lambda: free)
+    config = load_config("small-resnet-32", [override, f"runtime.cache_dir={tmp_path}"])
+    found = chip_cache(config, 1024, PixelFormat(256, 256, 3, "uint8"))
+    assert found.level == level and said in found.text
+    small = load_config("small-resnet-32", ["data.cache=host", "runtime.cache_gib=0.1"])
+    assert "runtime.cache_gib allows" in chip_cache(small, 1024, PixelFormat(256, 256, 3, "uint8")).text
 
 
 def test_a_place_that_cannot_be_a_folder_is_an_error(tmp_path: Path) -> None:
