@@ -1,8 +1,9 @@
 """Chips that lie side by side: the edge of one continues at the edge of the other.
 
 Right edges are held against all left edges, bottom ones against all top ones. Two belong together when each is the
-other's nearest of all, nearer by far than the next best to either, and not flat. Every forest and every cloud has
-edges by the thousand that are near one another, and so none that is nearer by far.
+other's nearest of all, nearer than the next best to either by far, no farther than rows inside the chips are from one
+another, and not flat. Every forest and every cloud has edges by the thousand that are near one another, and so none
+that is nearer by far.
 
 Letters in array names: N chips, F an edge's points times its bands, B chips of one block, P pairs.
 """
@@ -15,42 +16,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.blocks import Blocks
-from shards.views import Floats
+from shards.views import Edges, Floats
 
 LEAST_EDGE: Final = 0.05  # deviation along an edge, in the dataset's
-FAR_BETTER: Final = 0.5  # squared distance of two edges at most, in that of the next best edge to either
+FAR_BETTER: Final = 0.6  # squared distance of two edges at most, in that of the next best edge to either
+ROUGHEST: Final = 4.0  # the same, in that of an edge and the row behind it, averaged over the two chips
 
 Ids = NDArray[np.int64]
 
 
-def find_borders(leaving_NF: Floats, entering_NF: Floats, points: int, blocks: Blocks) -> tuple[Ids, Ids, Floats]:
+def find_borders(leaving: Edges, entering: Edges, blocks: Blocks) -> tuple[Ids, Ids, Floats]:
     """Pairs of chips of which the second continues the first.
 
     Args:
-        leaving_NF: the edges that are continued, such as all right ones.
-        entering_NF: the edges that continue, such as all left ones.
-        points: of an edge; its values are points by bands.
+        leaving: the edges that are continued, such as all right ones.
+        entering: the edges that continue, such as all left ones; of as many points and bands.
 
     Returns:
         Places of the first chips (P,), of the second ones (P,), and how surely they belong together (P,): 1 less the
         ratio of squared distances.
     """
-    structured_N = _deviation(leaving_NF, points) >= LEAST_EDGE
-    continuing_N = _deviation(entering_NF, points) >= LEAST_EDGE
-    next_N, distance_N, second_N = _nearest(leaving_NF, entering_NF, blocks)
-    back_N, _, second_back_N = _nearest(entering_NF, leaving_NF, blocks)
-    first_P = np.flatnonzero((back_N[next_N] == np.arange(len(next_N))) & structured_N & continuing_N[next_N])
-    second_P = next_N[first_P]
-    rival_P = np.minimum(second_N[first_P], second_back_N[second_P])
-    near_P = distance_N[first_P] <= FAR_BETTER * rival_P
-    first_P, second_P, rival_P = first_P[near_P], second_P[near_P], rival_P[near_P]
-    score_P = 1 - distance_N[first_P] / np.maximum(rival_P, np.finfo(np.float32).tiny)
-    return first_P, second_P, score_P
+    next_N, distance_N, rival_N = _nearest(leaving.line_NF, entering.line_NF, blocks)
+    back_N, _, rival_back_N = _nearest(entering.line_NF, leaving.line_NF, blocks)
+    rival_N = np.minimum(rival_N, rival_back_N[next_N])
+    step_N = (leaving.step_N + entering.step_N[next_N]) / 2
+    deviation_N = np.minimum(_deviation(leaving), _deviation(entering)[next_N])
+    mutual_N = (back_N[next_N] == np.arange(len(next_N))) & np.isfinite(distance_N)
+    near_N = (distance_N <= FAR_BETTER * rival_N) & (distance_N <= ROUGHEST * step_N)
+    first_P = np.flatnonzero(mutual_N & near_N & (deviation_N >= LEAST_EDGE))
+    score_P = 1 - distance_N[first_P] / np.maximum(rival_N[first_P], np.finfo(np.float32).tiny)
+    return first_P, next_N[first_P], score_P
 
 
-def _deviation(edges_NF: Floats, points: int) -> Floats:
+def _deviation(edges: Edges) -> Floats:
     """How much an edge varies along itself (N,): the root of the variance of each band, averaged over the bands."""
-    edges_NPC = edges_NF.reshape(len(edges_NF), points, -1)
+    edges_NPC = edges.line_NF.reshape(len(edges.line_NF), edges.points, -1)
     deviation_N: Floats = np.sqrt(edges_NPC.var(axis=1).mean(axis=1))
     return deviation_N
 

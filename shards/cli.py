@@ -3,6 +3,7 @@
     planet-shard synth --out CHIPS --count 1000 --kind jpg
     planet-shard build --images CHIPS/train-jpg --labels CHIPS/train.csv --out DATASET
     planet-shard index TARS --labels CHIPS/train.csv
+    planet-shard groups DATASET
     planet-shard verify DATASET
     planet-shard info DATASET
 
@@ -339,6 +340,34 @@ def info(dataset: str, as_json: bool, cache_dir: str, cache_size: int) -> None:
         manifest = opened.manifest
         breaches = rule_breaches(manifest.vocabulary, opened.index())
         Console().print(dataset_tables(opened.shown, manifest, breaches))
+
+
+@main.command()
+@_dataset_argument
+@_workers_option
+def groups(dataset: str, workers: int) -> None:
+    """Finds the chips of DATASET that show the same ground or lie side by side, and stores them as groups.
+
+    Splits that keep related chips on one side, such as kfold-grouped:5/0, read DATASET/groups.json. What counts as
+    related, and what it finds on real chips, stands in docs/format.md.
+    """
+    with _plain_errors("interrupted; nothing was written"):
+        from shards.groups import counts, make_groups, writable_folder, write_groups
+        from shards.progress import ProgressLine
+        from shards.reader import Dataset
+
+        opened = Dataset(writable_folder(dataset))
+        with ProgressLine("finding") as line:
+            found = make_groups(opened, workers, line.update)
+        path = write_groups(dataset, found)
+        figure = counts(found)
+        click.echo(
+            f"{path}: {len(opened):,} chips; related pairs: {figure['same']:,} of equal pixels, {figure['overlap']:,} "
+            f"that overlap, {figure['border']:,} side by side; {figure['chips']:,} chips in {figure['groups']:,} "
+            f"groups, {figure['largest']:,} in the largest"
+        )
+        if found.left_out:
+            click.echo(f"left out, for they would have made a group too large: {found.left_out:,} pair(s)")
 
 
 @main.command()

@@ -58,7 +58,10 @@ def find_overlaps(small_NHW: Floats, blocks: Blocks) -> tuple[Ids, Ids, Floats]:
 
     proposals: defaultdict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
     for here_P, there_P in blocks.run(most_alike, len(chip_K), len(chip_K)):
-        first_P, second_P = np.minimum(here_P, there_P), np.maximum(here_P, there_P)  # chips stand in order among places
+        first_P, second_P = (
+            np.minimum(here_P, there_P),
+            np.maximum(here_P, there_P),
+        )  # chips stand in order among places
         shift_P2 = at_K2[first_P] - at_K2[second_P]
         pairs = zip(chip_K[first_P].tolist(), chip_K[second_P].tolist(), strict=True)
         for (down, right), pair in zip(shift_P2.tolist(), pairs, strict=True):

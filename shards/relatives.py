@@ -1,8 +1,8 @@
 """Finds chips that show the same ground or lie side by side, by rules that chance seldom meets.
 
-    same      the decoded pixels are equal
-    overlap   both show a part of the same ground, shifted against each other or not at all (shards/overlaps.py)
-    border    one begins where the other ends (shards/borders.py)
+same      the decoded pixels are equal
+overlap   both show a part of the same ground, shifted against each other or not at all (shards/overlaps.py)
+border    one begins where the other ends (shards/borders.py)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shards.views import Views
 
 Kind = Literal["same", "overlap", "border"]
 KINDS: tuple[Kind, ...] = ("same", "overlap", "border")
-_PASSES = 5  # one over the places of overlaps, two over each direction of borders
+PASSES = 5  # one over the places of overlaps, two over each direction of borders
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,25 @@ def rule() -> dict[str, float]:
         "outward": views.OUTWARD,
         "least_edge": borders.LEAST_EDGE,
         "far_better": borders.FAR_BETTER,
+        "roughest": borders.ROUGHEST,
     }
 
 
-def find_relatives(
-    seen: Views, workers: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[Link]:
+def find_relatives(seen: Views, workers: int, progress: Callable[[int], None] = lambda done: None) -> list[Link]:
     """The links between chips, each pair once, by the first kind above that it meets; the surest first.
 
     Args:
         seen: the views of all chips.
         workers: threads that multiply.
-        progress: called with how many chips are through, in all passes over them, and their number.
+        progress: called with the chips that are through, in all PASSES over them.
     """
-    total = _PASSES * len(seen.digests)
+    count = len(seen.digests)
     done = 0.0
 
     def step(share: float) -> None:
         nonlocal done
-        done += share * len(seen.digests)
-        progress(min(round(done), total), total)
+        done += share * count
+        progress(round(done))
 
     blocks = Blocks(workers, step)
     found: dict[tuple[int, int], Link] = {}
@@ -90,8 +89,7 @@ def _pairs(seen: Views, blocks: Blocks) -> Iterable[tuple[Kind, Iterable[tuple[i
     yield "same", [(first, second, 1.0) for first, second in _equal(seen.digests)]
     yield "overlap", _triples(*overlaps.find_overlaps(seen.small_NHW, blocks))
     for leaving, entering in (("right", "left"), ("bottom", "top")):
-        points = seen.edge_points[leaving]
-        yield "border", _triples(*borders.find_borders(seen.edges[leaving], seen.edges[entering], points, blocks))
+        yield "border", _triples(*borders.find_borders(seen.edges[leaving], seen.edges[entering], blocks))
 
 
 def _triples(first_P: overlaps.Ids, second_P: overlaps.Ids, score_P: views.Floats) -> Iterable[tuple[int, int, float]]:

@@ -24,7 +24,7 @@ from shards.errors import DatasetError
 from shards.location import join_url, redact
 from shards.schema import MANIFEST, MAX_MANIFEST_BYTES, Shard, most_index_bytes
 from shards.shardcache import CacheLimits, ShardCache
-from shards.storage import CacheOptions, Ending, Patience
+from shards.storage import GROUPS, MAX_GROUPS_BYTES, CacheOptions, Ending, Patience
 
 _BLOCK_BYTES = 8 * 2**20  # of one request, where a protocol reads by ranges
 _WAITING_BLOCKS = 2  # received and not yet written
@@ -35,6 +35,10 @@ _TOUCH_SECONDS = 10
 
 class _Damaged(Exception):
     """Content that is not what the manifest says."""
+
+
+class _AbsentError(DatasetError):
+    """A file that is not there, while the place where it would be answers."""
 
 
 class RemoteStorage:
@@ -65,6 +69,13 @@ class RemoteStorage:
     def manifest(self) -> bytes:
         """The manifest's bytes, fetched anew. Raises DatasetError when it cannot be had."""
         return self._fetch_bytes(MANIFEST, MAX_MANIFEST_BYTES + 1)
+
+    def groups(self) -> bytes | None:
+        """The bytes of groups.json, fetched anew; None where there is none. Raises DatasetError where it cannot be."""
+        try:
+            return self._fetch_bytes(GROUPS, MAX_GROUPS_BYTES + 1)
+        except _AbsentError:
+            return None
 
     def open(self, shard: Shard, ending: Ending) -> io.BufferedReader:
         """Opens a shard's tar or index in the cache, fetched first where it's not there.
@@ -169,7 +180,7 @@ class RemoteStorage:
         try:
             self._try_hard(name, most_bytes, sink)
         except _Damaged as error:
-            raise DatasetError(f"{self._shown_url(name)}: {error}; this is not the manifest of a dataset") from None
+            raise DatasetError(f"{self._shown_url(name)}: {error}; this is not the {name} of a dataset") from None
         return sink.getvalue()[: sink.tell()]
 
     def _try_hard(self, name: str, most_bytes: int, sink: BinaryIO) -> str:
@@ -189,7 +200,8 @@ class RemoteStorage:
                 what, worth_another = _reason(error)
                 if not worth_another or number == patience.tries - 1:
                     tries = f" ({number + 1} tries)" if number else ""
-                    raise DatasetError(
+                    kind = _AbsentError if isinstance(error, FileNotFoundError) else DatasetError
+                    raise kind(
                         f"{self._shown_url(name)}: {redact(what, self._location)}{tries}; {_remedy(error)}"
                     ) from None
                 time.sleep(patience.first_pause_seconds * 2**number)

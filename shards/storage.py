@@ -18,6 +18,8 @@ from shards.location import local_folder
 from shards.schema import MANIFEST, MAX_MANIFEST_BYTES, Shard
 
 Ending = Literal["tar", "idx"]
+GROUPS = "groups.json"
+MAX_GROUPS_BYTES = 256 * 2**20  # some two million chips with relatives
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class Storage(Protocol):
 
     def manifest(self) -> bytes:
         """The manifest's bytes. Raises DatasetError when there is none."""
+
+    def groups(self) -> bytes | None:
+        """The bytes of groups.json (shards/groups.py), None where there is none. Raises DatasetError."""
 
     def open(self, shard: Shard, ending: Ending) -> BufferedReader:
         """Opens a shard's tar or index. Raises OSError or DatasetError when it cannot be had."""
@@ -127,6 +132,21 @@ class Folder:
         try:
             with path.open("rb") as file:
                 return read_at_most(file, MAX_MANIFEST_BYTES)
+        except OSError as error:
+            raise DatasetError(f"{path}: {error.strerror}; make the file readable") from error
+
+    def groups(self) -> bytes | None:
+        """The bytes of groups.json, None where there is none.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        path = self.root / GROUPS
+        try:
+            with path.open("rb") as file:
+                return read_at_most(file, MAX_GROUPS_BYTES)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise DatasetError(f"{path}: {error.strerror}; make the file readable") from error
 

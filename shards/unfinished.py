@@ -25,6 +25,7 @@ from shards.errors import DatasetError, Problem
 from shards.moments import Moments
 from shards.names import printable
 from shards.schema import MANIFEST, Shard, sync_folder, write_whole
+from shards.storage import GROUPS
 
 REJECTED = "rejected.csv"
 STATE_FOLDER = ".build"
@@ -91,7 +92,7 @@ def check_output(out: Path, images: Path, labels: Path | None) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    fixed = name in (STATE_FOLDER, MANIFEST, REJECTED)
+    fixed = name in (STATE_FOLDER, MANIFEST, REJECTED, GROUPS)
     return fixed or bool(_SHARD_FILE.fullmatch(name)) or bool(_LEFTOVER.fullmatch(name))
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.assemble import images_digest, label_statistics
-from shards.errors import Problem
+from shards.errors import DatasetError, Problem
+from shards.groups import read_groups
 from shards.inspection import ShardFindings, ShardTask, inspect_shard
 from shards.moments import counted_pixels, total_moments
 from shards.names import printable
 from shards.reader import Dataset
 from shards.schema import MANIFEST, Manifest
-from shards.storage import CacheOptions
+from shards.storage import GROUPS, CacheOptions
 from shards.unfinished import REJECTED
 from shards.workers import map_in_order, worker_pool
 
@@ -80,7 +81,9 @@ def verify(
     whole = [index for index in indexes if index is not None]
     if whole and len(whole) == len(indexes):
         index_N = np.concatenate(whole)
-        problems += _repeated_names(shown, index_N) + _totals(shown, manifest, index_N, findings)
+        repeated = _repeated_names(shown, index_N)
+        problems += repeated + _totals(shown, manifest, index_N, findings)
+        problems += [] if repeated else _groups(dataset)
     elif not indexes:
         problems.append(_manifest_problem(shown, "the manifest names no shard"))
     return VerifyReport(done, problems, breaches)
@@ -88,7 +91,7 @@ def verify(
 
 def _extra_files(root: Path, manifest: Manifest) -> list[Problem]:
     known = {f"{shard.name}.{ending}" for shard in manifest.shards for ending in ("tar", "idx")}
-    known |= {MANIFEST, REJECTED}
+    known |= {MANIFEST, REJECTED, GROUPS}
     return [
         Problem(
             "the folder holds what the manifest names and nothing else",
@@ -144,6 +147,19 @@ def _totals(
             if not all(math.isclose(*pair, rel_tol=1e-7) for pair in zip(values, claims, strict=True)):
                 wrong.append(name)
     return [_manifest_problem(shown, f"{name} is not what the chips and their indexes give") for name in wrong]
+
+
+def _groups(dataset: Dataset) -> list[Problem]:
+    """What is wrong with the groups beside the dataset, where there are any."""
+    try:
+        if dataset.storage.groups() is not None:
+            read_groups(dataset)
+    except DatasetError as error:
+        where = f"{dataset.shown.rstrip('/')}/{GROUPS}"
+        found, _, remedy = str(error).removeprefix(f"{where}: ").rpartition("; ")
+        rule = "the groups of related chips are whole and of this dataset"
+        return [Problem(rule, printable(where), 0, printable(found), remedy)]
+    return []
 
 
 def _unsealed(shown: str) -> Problem:
