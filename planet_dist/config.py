@@ -30,7 +30,7 @@ class DataConfig(_Section):
 
     Attributes:
         limit: only the first so many labelled chips, by natural key order, take part; 0 takes all.
-        split: "tail:N", "random:FRACTION" or "kfold:K/I"; see planet_dist.split.
+        split: "tail:N", "random:FRACTION", "kfold:K/I" or "kfold-grouped:K/I"; see planet_dist.split.
         size: side in pixels of the network's input; 0 keeps the chips' own size.
         normalise: "dataset" (the dataset's mean and deviation per band), "imagenet", or "per-chip" (each
             chip's smallest value becomes 0 and its greatest 1); see planet_dist.augment.

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from planet_dist.config import Config, PhaseConfig
 from planet_dist.plan import Plan
-from planet_dist.split import Split, split
+from planet_dist.split import Split, parse_split, split
 from shards.errors import ConfigError
+from shards.groups import read_groups
 from shards.names import natural_order
 from shards.reader import Dataset
 from shards.storage import CacheOptions
@@ -25,11 +26,13 @@ class Data:
         dataset: opened for reading.
         targets_NC: uint8 (N, C), 0 or 1, the labels of every chip by id.
         split: ids that train and ids that validate.
+        groups_digest: sha256 of the groups of related chips that the split follows; None where it follows none.
     """
 
     dataset: Dataset
     targets_NC: NDArray[np.uint8]
     split: Split
+    groups_digest: str | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -53,7 +56,7 @@ def open_data(config: Config, location: str | Path) -> Data:
     """Opens a dataset, in a folder or behind a URL, and splits it.
 
     Raises:
-        DatasetError: it cannot be opened.
+        DatasetError: it cannot be opened, or lacks the groups that the split follows.
         ConfigError: it is not of the kind that the recipe is meant for, or the split doesn't fit it.
     """
     runtime = config.runtime
@@ -68,8 +71,10 @@ def open_data(config: Config, location: str | Path) -> Data:
     targets_NC = manifest.vocabulary.matrix(index["labels"])
     keys = [key.decode() for key in index["key"].tolist()]
     takes_part_N = _first(config.data.limit, keys, index["labelled"])
-    parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=takes_part_N)
-    return Data(dataset, targets_NC, parts)
+    opened = read_groups(dataset) if parse_split(config.data.split).needs_groups else None
+    groups_N = opened.groups.numbers(keys) if opened else None
+    parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=takes_part_N, groups_N=groups_N)
+    return Data(dataset, targets_NC, parts, opened.digest if opened else None)
 
 
 def _first(limit: int, keys: list[str], labelled_N: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -56,7 +56,8 @@ def run_identity(config: Config, data: Data, accelerator: Accelerator) -> dict[s
     """What a checkpoint may only be resumed with. How the run is watched and on what it runs may change."""
     settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches", "cache")}
-    return {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
+    identity = {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
+    return identity | ({"groups": data.groups_digest} if data.groups_digest else {})
 
 
 class Stopped(Exception):

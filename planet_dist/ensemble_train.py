@@ -148,7 +148,7 @@ def plan_members(
 def _group(out: Path, overrides: Sequence[str]) -> str:
     """The members' group at W&B: the ensemble's folder, and which of its folds where it is trained on several."""
     folder = out.resolve()
-    of_a_fold = any(word.startswith("data.split=kfold:") for word in overrides)
+    of_a_fold = any(word.startswith(("data.split=kfold:", "data.split=kfold-grouped:")) for word in overrides)
     return f"{folder.parent.name}-{folder.name}" if of_a_fold else folder.name
 
 

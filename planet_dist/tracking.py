@@ -102,13 +102,13 @@ def _id_of_a_sweep() -> str | None:
 
 def group_of(config: Config) -> str | None:
     """The group that a run stands in: the one asked for, or the other folds of a cross-validation."""
-    fold = re.fullmatch(r"kfold:(\d+)/\d+", config.data.split)
+    fold = re.fullmatch(r"(kfold|kfold-grouped):(\d+)/\d+", config.data.split)
     if config.tracking.group or fold is None:
         return config.tracking.group or None
     settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
     del settings["data"]["split"]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return f"{config.model.name}-{fold[1]}-folds-{digest[:6]}"
+    return f"{config.model.name}-{fold[2]}-{'grouped-' * (fold[1] == 'kfold-grouped')}folds-{digest[:6]}"
 
 
 class Tracker:

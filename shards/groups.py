@@ -253,6 +253,6 @@ def writable_folder(location: str | Path) -> Path:
 
 def counts(groups: Groups) -> dict[str, int]:
     """Figures of a file: relations by kind, groups, chips in them, and the largest."""
-    by_kind = {kind: sum(relation.kind == kind for relation in groups.relations) for kind in KINDS}
+    by_kind: dict[str, int] = {kind: sum(relation.kind == kind for relation in groups.relations) for kind in KINDS}
     sizes = [len(group) for group in groups.groups]
     return {**by_kind, "groups": len(sizes), "chips": sum(sizes), "largest": max(sizes, default=0)}

@@ -84,9 +84,10 @@ def details(small_NHW: Floats) -> Floats:
     average_NHW = np.pad(small_NHW, ((0, 0), (margin, margin), (margin, margin)), mode="edge")
     for axis in (1, 2):
         count = average_NHW.shape[axis] - 2 * margin
-        moved = (np.take(average_NHW, range(start, start + count), axis=axis) for start in range(_DETAIL_SIDE))
-        average_NHW = sum(moved, start=np.float32(0)) / np.float32(_DETAIL_SIDE)
-    return small_NHW - average_NHW
+        moved = [np.take(average_NHW, range(start, start + count), axis=axis) for start in range(_DETAIL_SIDE)]
+        average_NHW = np.mean(moved, axis=0, dtype=np.float32)
+    detail_NHW: Floats = small_NHW - average_NHW
+    return detail_NHW
 
 
 def shared_ground(ground_NHW: Floats, first_P: Ids, second_P: Ids, shift: tuple[int, int]) -> Floats:

@@ -110,7 +110,7 @@ class _Camera:
         """Fills in the views of a chip, and gives its digest."""
         pixels_HWC = self._dataset.pixels(chip_id)
         down, across = self._shrink
-        gray_HW = pixels_HWC @ (self._scale_C / np.float32(self._bands))
+        gray_HW = np.dot(pixels_HWC.astype(np.float32), self._scale_C / np.float32(self._bands))
         views.small_NHW[place] = down @ gray_HW @ across.T
         columns_WHC = pixels_HWC.swapaxes(0, 1)
         for side, shrink, lines in (
