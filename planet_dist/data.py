@@ -71,7 +71,7 @@ def open_data(config: Config, location: str | Path) -> Data:
     targets_NC = manifest.vocabulary.matrix(index["labels"])
     keys = [key.decode() for key in index["key"].tolist()]
     takes_part_N = _first(config.data.limit, keys, index["labelled"])
-    opened = read_groups(dataset) if parse_split(config.data.split).needs_groups else None
+    opened = read_groups(dataset, keys) if parse_split(config.data.split).needs_groups else None
     groups_N = opened.groups.numbers(keys) if opened else None
     parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=takes_part_N, groups_N=groups_N)
     return Data(dataset, targets_NC, parts, opened.digest if opened else None)

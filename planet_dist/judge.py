@@ -168,6 +168,7 @@ def _protocol(config: Config, data: Data) -> dict[str, str]:
         "starts from": "random weights" if start == "none" else f"{start} weights",
         "split": f"{config.data.split}, {len(data.split.train_ids):,} chips to train on and "
         f"{len(data.split.val_ids):,} to validate",
+        **({"groups of related chips": f"sha256 {data.groups_digest}"} if data.groups_digest else {}),
         "training": "; then ".join(phases),
         "loss": config.loss.name,
         "augmentation": ", ".join(changes) or "none",

@@ -97,8 +97,11 @@ class OpenGroups:
     digest: str
 
 
-def read_groups(dataset: Dataset) -> OpenGroups:
+def read_groups(dataset: Dataset, keys: Sequence[str]) -> OpenGroups:
     """The groups that are stored beside a dataset.
+
+    Args:
+        keys: of all its chips.
 
     Raises:
         DatasetError: there are none, or they are damaged or another dataset's; the text names the command to run.
@@ -113,8 +116,8 @@ def read_groups(dataset: Dataset) -> OpenGroups:
             f"{where}: belongs to another dataset (the manifest of sha256 {groups.dataset[:16]}..., and this one's is "
             f"{dataset.digest[:16]}...); {_remedy(dataset)}"
         )
-    keys = {key.decode() for key in dataset.index()["key"].tolist()}
-    unknown = [key for group in groups.groups for key in group if key not in keys]
+    known = set(keys)
+    unknown = [key for group in groups.groups for key in group if key not in known]
     if unknown:
         raise DatasetError(
             f"{where}: names {len(unknown)} chip(s) that the dataset lacks, such as {printable(repr(unknown[0]))}; "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from shards.blocks import Blocks
 from shards.views import Floats
 
-KEYPOINTS: Final = 5  # of a chip
+KEYPOINTS: Final = 8  # of a chip
 PATCH_SIDE: Final = 7  # pixels around such a place
 LEAST_DETAIL: Final = 0.05  # deviation of a place's details, in the dataset's
 ALIKE_PATCHES: Final = 0.75  # correlation that proposes a shift

@@ -81,9 +81,8 @@ def verify(
     whole = [index for index in indexes if index is not None]
     if whole and len(whole) == len(indexes):
         index_N = np.concatenate(whole)
-        repeated = _repeated_names(shown, index_N)
-        problems += repeated + _totals(shown, manifest, index_N, findings)
-        problems += [] if repeated else _groups(dataset)
+        problems += _repeated_names(shown, index_N) + _totals(shown, manifest, index_N, findings)
+        problems += _groups(dataset, index_N)
     elif not indexes:
         problems.append(_manifest_problem(shown, "the manifest names no shard"))
     return VerifyReport(done, problems, breaches)
@@ -149,11 +148,11 @@ def _totals(
     return [_manifest_problem(shown, f"{name} is not what the chips and their indexes give") for name in wrong]
 
 
-def _groups(dataset: Dataset) -> list[Problem]:
+def _groups(dataset: Dataset, index_N: NDArray[np.void]) -> list[Problem]:
     """What is wrong with the groups beside the dataset, where there are any."""
     try:
         if dataset.storage.groups() is not None:
-            read_groups(dataset)
+            read_groups(dataset, [key.decode("utf-8", "replace") for key in index_N["key"].tolist()])
     except DatasetError as error:
         where = f"{dataset.shown.rstrip('/')}/{GROUPS}"
         found, _, remedy = str(error).removeprefix(f"{where}: ").rpartition("; ")

@@ -87,6 +87,8 @@ TESTED_ELSEWHERE = {
     "planet_dist.papers": "test_reproduce",
     "shards.__init__": "test_architecture",
     "shards.assemble": "test_build",
+    "shards.blocks": "test_overlaps",
+    "shards.borders": "test_relatives",
     "shards.cli": "test_shards_cli",
     "shards.csvlabels": "test_sources",
     "shards.inspection": "test_verify",

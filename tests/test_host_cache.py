@@ -271,6 +271,6 @@ def test_the_configuration_chooses_and_a_run_may_be_resumed_with_another_choice(
     assert found["host"].host is not None and found["host"].host.path.parent == tmp_path / "decoded"
     assert found["device"].device is not None
     assert DataConfig().cache == "none"
-    data, accelerator = SimpleNamespace(dataset=dataset), SimpleNamespace(mixed_precision="no")
+    data, accelerator = SimpleNamespace(dataset=dataset, groups_digest=None), SimpleNamespace(mixed_precision="no")
     identities = [run_identity(config, data, accelerator) for config in chosen.values()]  # type: ignore[arg-type]
     assert identities[0] == identities[1] == identities[2]
