@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from planet_dist.config import Config, load_config
 from planet_dist.data import open_data
+from planet_dist.engine import run_identity
+from planet_dist.runfolder import differences
 from shards.build import BuildOptions, build
 from shards.errors import ConfigError, DatasetError
+from shards.groups import Groups, write_groups
 from shards.labels import PLANET
 from shards.reader import Dataset
 
@@ -83,3 +90,47 @@ def test_a_split_larger_than_the_dataset_is_refused(dataset: Dataset) -> None:
 def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=str(tmp_path)):
         open_data(config(), tmp_path)
+
+
+def related(dataset: Dataset, tmp_path: Path, groups: list[list[str]]) -> Path:
+    """The dataset with groups beside it."""
+    copy = tmp_path / "related"
+    shutil.copytree(dataset.root, copy, dirs_exist_ok=True)
+    write_groups(copy, Groups(dataset=dataset.digest, groups=groups))
+    return copy
+
+
+def test_related_chips_stand_on_one_side_of_a_grouped_split(dataset: Dataset, tmp_path: Path) -> None:
+    keys = dataset.keys(range(len(dataset)))
+    groups = [keys[start : start + 3] for start in range(0, 60, 3)]
+    root = related(dataset, tmp_path, groups)
+    validated = set()
+    for fold in range(3):
+        data = open_data(config(f"data.split=kfold-grouped:3/{fold}"), root)
+        fold_keys = set(dataset.keys(data.split.val_ids.tolist()))
+        assert all(len(fold_keys & set(group)) in (0, 3) for group in groups)
+        validated |= fold_keys
+    assert validated == set(keys)
+
+
+def test_a_grouped_split_without_groups_names_the_command(dataset: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"groups.json: no such file.*run planet-shard groups"):
+        open_data(config("data.split=kfold-grouped:3/0"), dataset.root)
+
+
+def test_a_run_is_held_to_the_groups_that_it_began_with_and_others_go_on_without(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    def identity(root: Path, split: str) -> dict[str, Any]:
+        settings = config(f"data.split={split}")
+        accelerator = SimpleNamespace(mixed_precision="no")
+        return run_identity(settings, open_data(settings, root), accelerator)  # type: ignore[arg-type]
+
+    keys = dataset.keys(range(len(dataset)))
+    root = related(dataset, tmp_path, [keys[:2]])
+    grouped, plain = (identity(root, f"{kind}:3/0") for kind in ("kfold-grouped", "kfold"))
+    assert grouped["groups"] == hashlib.sha256((root / "groups.json").read_bytes()).hexdigest()
+    related(dataset, tmp_path, [keys[:3]])
+    ((where, old, new),) = differences(grouped, identity(root, "kfold-grouped:3/0"))
+    assert where == "groups" and old == grouped["groups"] and new not in (old, None)
+    assert differences(plain, identity(root, "kfold:3/0")) == []

@@ -94,7 +94,7 @@ def test_groups_of_another_dataset_are_refused_and_found_by_verify(made: Dataset
     other = pack(tmp_path / "other", made_chips() | {"one_more": ground(99)})
     assert groups_command(other.root).exit_code == 0
     (made.root / "groups.json").write_bytes((other.root / "groups.json").read_bytes())
-    with pytest.raises(DatasetError, match="belongs to another dataset.*run planet-shard groups"):
+    with pytest.raises(DatasetError, match=r"belongs to another dataset.*run planet-shard groups"):
         read_groups(made, keys_of(made))
     (problem,) = verify(made.root).problems
     assert "groups.json: belongs to another dataset" in str(problem) and "planet-shard groups" in problem.remedy
@@ -142,7 +142,7 @@ def test_groups_can_be_written_by_hand(made: Dataset) -> None:
 def test_groups_behind_a_url_are_read_and_not_written(made: Dataset, tmp_path: Path) -> None:
     with serving(made.root) as server:
         remote = Dataset(server.url, CacheOptions(tmp_path / "cache"))
-        with pytest.raises(DatasetError, match="on a copy of the dataset in a folder, and upload its groups.json"):
+        with pytest.raises(DatasetError, match=r"on a copy of the dataset in a folder, and upload its groups.json"):
             read_groups(remote, keys_of(made))
         stored = write_groups(made.root, make_groups(made, 1)).read_bytes()
         assert read_groups(remote, keys_of(made)).groups.to_bytes() == stored

@@ -1,12 +1,14 @@
 """planet_dist.split."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from planet_dist.split import parse_split, split, stratified_folds
+from planet_dist.split import grouped_folds, parse_split, split, stratified_folds
 from shards.errors import ConfigError
 
 
@@ -113,6 +115,106 @@ def test_a_label_as_rare_as_the_folds_are_many_is_in_each():
     assert sorted(fold_M[[3, 17, 60, 61, 99]].tolist()) == [0, 1, 2, 3, 4]
 
 
+def rare_and_common(count, seed=0):
+    """Weather that excludes itself, ground labels from one in 400 to nine in ten: many label sets seen once."""
+    rng = np.random.default_rng(seed)
+    weather = np.eye(4, dtype=np.uint8)[rng.choice(4, size=count, p=[0.7, 0.18, 0.07, 0.05])]
+    return np.concatenate(
+        [weather, (rng.random((count, 12)) < np.geomspace(1 / 400, 0.9, 12)).astype(np.uint8)], axis=1
+    )
+
+
+def made_groups(count, share, largest, seed=0):
+    """Group numbers in no order: a share of the chips stands in groups of 2 to `largest`."""
+    rng = np.random.default_rng(seed)
+    sizes = []
+    while sum(sizes) < share * count:
+        sizes.append(int(rng.integers(2, largest + 1)))
+    numbers = np.repeat(np.arange(len(sizes)), sizes)[:count]
+    numbers = np.concatenate([numbers, np.arange(len(numbers), count) + count])
+    return rng.permutation(3 * count)[numbers[rng.permutation(count)]].astype(np.int64)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 120), st.integers(2, 9), st.integers(0, 12), st.integers(2, 12))
+@settings(deadline=None)
+def test_groups_stay_whole_and_sizes_are_as_equal_as_they_allow(seed, count, folds, labels, largest):
+    rng = np.random.default_rng(seed)
+    labels_MC = (rng.random((count, labels)) < 0.3).astype(np.uint8)
+    groups_M = made_groups(count, rng.random(), largest, seed)
+    fold_M = grouped_folds(labels_MC, groups_M, folds, seed=0)
+    assert all(len(set(fold_M[groups_M == group])) == 1 for group in set(groups_M.tolist()))
+    sizes = np.bincount(fold_M, minlength=folds)
+    assert len(sizes) == folds and sizes.sum() == count
+    members = np.unique(groups_M, return_counts=True)[1]
+    assert sizes.max() - sizes.min() <= members.max() + 1
+    if np.count_nonzero(members == 1) >= folds * members.max():
+        assert sizes.max() - sizes.min() <= 1
+
+
+def test_grouped_folds_of_small_cases_are_among_the_most_even_of_all_dealings():
+    better = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        sizes = rng.integers(1, 4, 8)
+        groups_M = np.repeat(np.arange(8), sizes)
+        labels_MC = (rng.random((len(groups_M), 3)) < (0.15, 0.4, 0.8)).astype(np.uint8)
+        counts_UC = np.stack([labels_MC[groups_M == group].sum(axis=0, dtype=int) for group in range(8)])
+        dealt = grouped_folds(labels_MC, groups_M, 2, seed=0)
+        first_U = np.array([dealt[groups_M == group][0] for group in range(8)])
+        side_AU = np.array(list(product((-1, 1), repeat=8)))
+        sizes_A, labels_A = np.abs(side_AU @ sizes), np.abs(side_AU @ counts_UC).sum(axis=1)
+        side_U = 2 * first_U - 1
+        size, label = abs(side_U @ sizes), np.abs(side_U @ counts_UC).sum()
+        better.append((labels_A[sizes_A <= size] < label).mean())
+    # by chance half of them would be
+    assert np.mean(better) < 0.2, "of all dealings with sizes as even, one in five at most deals labels more evenly"
+
+
+def test_every_fold_has_its_share_of_every_label_with_groups_too():
+    labels_MC = rare_and_common(4000)
+    groups_M = made_groups(4000, 0.4, 7)
+    fold_M = grouped_folds(labels_MC, groups_M, 5, seed=0)
+
+    def spread(folds_M):
+        counts_KC = np.stack([labels_MC[folds_M == fold].sum(axis=0, dtype=int) for fold in range(5)])
+        return counts_KC.max(axis=0) - counts_KC.min(axis=0)
+
+    assert spread(fold_M).max() <= 8
+    assert spread(fold_M).mean() <= 2
+    group_of_M = np.unique(groups_M, return_inverse=True)[1]
+    drawn_M = (np.random.default_rng(1).permutation(group_of_M.max() + 1) % 5)[group_of_M]
+    assert spread(fold_M).sum() * 5 < spread(drawn_M).sum()
+
+
+def test_without_relatives_every_chip_is_dealt_as_by_plain_folds():
+    labels_MC = rare_and_common(500)
+    alone_M = np.random.default_rng(0).permutation(500).astype(np.int64)
+    sizes = np.bincount(grouped_folds(labels_MC, alone_M, 5, seed=0), minlength=5)
+    assert sizes.tolist() == [100] * 5
+    together = np.full(6, 3, dtype=np.int64)
+    assert len(set(grouped_folds(labels_MC[:6], together, 5, seed=0).tolist())) == 1
+
+
+def test_grouped_folds_cover_all_chips_once_and_do_not_depend_on_their_order_or_the_groups_numbers():
+    keys, labels_NC = dataset(203)
+    groups_N = made_groups(203, 0.4, 6)
+    labelled_N = np.random.default_rng(1).random(203) < 0.9
+    parts = [split(f"kfold-grouped:4/{k}", keys, labels_NC, 0, labelled_N, groups_N).val_ids for k in range(4)]
+    assert sorted(np.concatenate(parts).tolist()) == np.flatnonzero(labelled_N).tolist()
+    shuffled_N = np.random.default_rng(2).permutation(203)
+    others = [keys[i] for i in shuffled_N]
+    renamed_N = (1000 - groups_N)[shuffled_N]
+    second = split("kfold-grouped:4/1", others, labels_NC[shuffled_N], 0, labelled_N[shuffled_N], renamed_N)
+    assert {others[i] for i in second.val_ids} == {keys[i] for i in parts[1]}
+    assert split("kfold-grouped:4/1", keys, labels_NC, 1, labelled_N, groups_N).val_ids.tolist() != parts[1].tolist()
+
+
+def test_one_group_of_all_chips_leaves_an_empty_part_which_is_an_error():
+    keys, labels_NC = dataset(12)
+    with pytest.raises(ConfigError, match="of 12 labelled chips leaves"):
+        split("kfold-grouped:3/1", keys, labels_NC, 0, groups_N=np.zeros(12, np.int64))
+
+
 @pytest.mark.parametrize(
     "expression",
     [
@@ -131,6 +233,9 @@ def test_a_label_as_rare_as_the_folds_are_many_is_in_each():
         "kfold:5",
         "kfold:5/5",
         "kfold:1/0",
+        "kfold-grouped:5",
+        "kfold-grouped:3/3",
+        "grouped:3/1",
         "kfold:5/-1",
         "kfold:/",
         "head:5",
@@ -138,7 +243,7 @@ def test_a_label_as_rare_as_the_folds_are_many_is_in_each():
     ],
 )
 def test_a_malformed_expression_is_an_error_that_lists_the_forms(expression):
-    with pytest.raises(ConfigError, match=r"tail:COUNT .*random:FRACTION .*kfold:K/I"):
+    with pytest.raises(ConfigError, match=r"tail:COUNT .*random:FRACTION .*kfold:K/I .*kfold-grouped:K/I"):
         parse_split(expression)
 
 
