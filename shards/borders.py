@@ -41,7 +41,7 @@ def find_borders(leaving: Edges, entering: Edges, blocks: Blocks) -> tuple[Ids, 
     rival_N = np.minimum(rival_N, rival_back_N[next_N])
     step_N = (leaving.step_N + entering.step_N[next_N]) / 2
     deviation_N = np.minimum(_deviation(leaving), _deviation(entering)[next_N])
-    mutual_N = (back_N[next_N] == np.arange(len(next_N))) & np.isfinite(distance_N)
+    mutual_N = (back_N[next_N] == np.arange(len(next_N))) & np.isfinite(rival_N)  # among two chips, none has a rival
     near_N = (distance_N <= FAR_BETTER * rival_N) & (distance_N <= ROUGHEST * step_N)
     first_P: Ids = np.flatnonzero(mutual_N & near_N & (deviation_N >= LEAST_EDGE))
     score_P = (1 - distance_N[first_P] / np.maximum(rival_N[first_P], np.finfo(np.float32).tiny)).astype(np.float32)

@@ -140,7 +140,7 @@ def _places(detail_NHW: Floats) -> tuple[Ids, Ids, Floats]:
         part_NHW = detail_NHW[start : start + _PART]
         chip_K, row_K, column_K = _outstanding(part_NHW)
         windows = sliding_window_view(part_NHW, (PATCH_SIDE, PATCH_SIDE), axis=(1, 2))
-        patch_KD = windows[chip_K, row_K, column_K].reshape(len(chip_K), -1)
+        patch_KD = windows[chip_K, row_K, column_K].reshape(len(chip_K), PATCH_SIDE**2)
         patch_KD = patch_KD - patch_KD.mean(axis=1, keepdims=True)
         norm_K = np.linalg.norm(patch_KD, axis=1)
         rich_K = norm_K >= LEAST_DETAIL * PATCH_SIDE

@@ -95,6 +95,11 @@ def test_roads_that_run_the_same_way_are_not_the_same_road(tmp_path: Path) -> No
     assert overlapping == []
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_chips_are_no_relatives_for_want_of_others(tmp_path: Path, count: int) -> None:
+    assert related(pack(tmp_path, strangers(count))) == {}
+
+
 def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
     chips = {f"at_{row}_{column}": pixels for (row, column), pixels in mosaic(3, 3, 3).items()} | strangers()
     dataset = pack(tmp_path, chips)
