@@ -31,7 +31,7 @@ UNLIKE_ITSELF: Final = 0.4  # correlation of the shared ground with itself, a fe
 _DETAIL_SIDE = 5  # what is larger than so many pixels is no detail
 _REACH = PATCH_SIDE // 2
 _PACES = [(0, 3), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1), (3, 0), (3, -1), (3, -2), (3, -3), (2, -3), (1, -3)]
-_PART = 1024  # chips whose places are looked for at a time
+_PART = 1024  # chips that are looked at at a time, before they are compared
 
 Ids = NDArray[np.int64]
 
@@ -46,7 +46,9 @@ def find_overlaps(small_NHW: Floats, blocks: Blocks) -> tuple[Ids, Ids, Floats]:
         Places of the first chips (P,), of the second ones (P,), and how surely they share ground (P,), up to 1; a
         pair may stand there more than once.
     """
-    detail_NHW = details(small_NHW)
+    detail_NHW = np.empty_like(small_NHW)
+    for start in range(0, len(small_NHW), _PART):
+        detail_NHW[start : start + _PART] = details(small_NHW[start : start + _PART])
     chip_K, at_K2, patch_KD = _places(detail_NHW)
 
     def most_alike(block: slice) -> tuple[Ids, Ids]:
@@ -67,7 +69,8 @@ def find_overlaps(small_NHW: Floats, blocks: Blocks) -> tuple[Ids, Ids, Floats]:
         for (down, right), pair in zip(shift_P2.tolist(), pairs, strict=True):
             proposals[down, right].add(pair)
     # A bright spot must not speak for all the ground around it.
-    ground_NHW = np.copysign(np.sqrt(np.abs(detail_NHW)), detail_NHW)
+    ground_NHW = np.abs(detail_NHW)
+    np.copysign(np.sqrt(ground_NHW, out=ground_NHW), detail_NHW, out=ground_NHW)
     found = [np.empty((0, 3))]
     for shift, proposed in sorted(proposals.items()):
         first_P, second_P = np.array(sorted(proposed)).T
@@ -135,7 +138,8 @@ def _correlation(one_PHW: Floats, other_PHW: Floats) -> Floats:
 
 def _places(detail_NHW: Floats) -> tuple[Ids, Ids, Floats]:
     """Each chip's outstanding places: the chip (K,), row and column of the patch (K, 2), its normed pixels (K, D)."""
-    chips, places, patches = [np.empty(0, np.int64)], [np.empty((0, 2), np.int64)], [np.empty((0, PATCH_SIDE**2))]
+    chips, places = [np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]
+    patches = [np.empty((0, PATCH_SIDE**2), np.float32)]
     for start in range(0, len(detail_NHW), _PART):
         part_NHW = detail_NHW[start : start + _PART]
         chip_K, row_K, column_K = _outstanding(part_NHW)
@@ -147,7 +151,7 @@ def _places(detail_NHW: Floats) -> tuple[Ids, Ids, Floats]:
         chips.append(chip_K[rich_K] + start)
         places.append(np.stack([row_K, column_K], axis=1)[rich_K])
         patches.append(patch_KD[rich_K] / norm_K[rich_K, None])
-    return np.concatenate(chips), np.concatenate(places), np.concatenate(patches).astype(np.float32)
+    return np.concatenate(chips), np.concatenate(places), np.concatenate(patches)
 
 
 def _outstanding(detail_NHW: Floats) -> tuple[Ids, Ids, Ids]:
