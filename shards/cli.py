@@ -348,8 +348,8 @@ def info(dataset: str, as_json: bool, cache_dir: str, cache_size: int) -> None:
 def groups(dataset: str, workers: int) -> None:
     """Finds the chips of DATASET that show the same ground or lie side by side, and stores them as groups.
 
-    Splits that keep related chips on one side, such as kfold-grouped:5/0, read DATASET/groups.json. What counts as
-    related, and what it finds on real chips, stands in docs/format.md.
+    They are written to DATASET/groups.json, which data.split=kfold-grouped:K/I reads, to keep related chips in one fold.
+    What counts as related stands in docs/format.md.
     """
     with _plain_errors("interrupted; nothing was written"):
         from shards.groups import counts, make_groups, writable_folder, write_groups
