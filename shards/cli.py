@@ -348,7 +348,7 @@ def info(dataset: str, as_json: bool, cache_dir: str, cache_size: int) -> None:
 def groups(dataset: str, workers: int) -> None:
     """Finds the chips of DATASET that show the same ground or lie side by side, and stores them as groups.
 
-    They are written to DATASET/groups.json, which data.split=kfold-grouped:K/I reads, to keep related chips in one fold.
+    They go into DATASET/groups.json. data.split=kfold-grouped:K/I reads it, and keeps related chips in one fold.
     What counts as related stands in docs/format.md.
     """
     with _plain_errors("interrupted; nothing was written"):
