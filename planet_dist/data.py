@@ -68,7 +68,8 @@ def open_data(config: Config, location: str | Path) -> Data:
     targets_NC = manifest.vocabulary.matrix(index["labels"])
     keys = [key.decode() for key in index["key"].tolist()]
     takes_part_N = _first(config.data.limit, keys, index["labelled"])
-    parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=takes_part_N)
+    seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
+    parts = split(config.data.split, keys, targets_NC, seed, labelled_N=takes_part_N)
     return Data(dataset, targets_NC, parts)
 
 
