@@ -155,8 +155,9 @@ def recipes(evaluation: FoldsEvaluation) -> str:
         rows.append([name, *cells, f"{chosen.cross_fitted_f2:.4f}", *time_cells])
     words = (
         "Each recipe's networks alone, on the chips that they held out. Its thresholds are fitted without a chip's "
-        "fold, but the way to fit them is chosen with it. Minutes: of training all its folds, by their own logs, without validating and "
-        "saving. F2 a minute: what F2 at 0.2 has above the best constant answer, in thousandths for a minute."
+        "fold, but the way to fit them is chosen with it. Minutes: of training all its folds, by their own logs, "
+        "without validating and saving. F2 a minute: what F2 at 0.2 has above the best constant answer, in thousandths "
+        "for a minute."
     )
     headings = ["recipe", "F2 at 0.2", "95% interval", "its thresholds", "F2 by them", "minutes", "F2 a minute"]
     return (

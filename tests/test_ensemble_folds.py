@@ -152,6 +152,18 @@ def test_a_stacked_bundle_is_exported_to_onnx(
     assert exported.largest_difference < 1e-5
 
 
+def test_one_command_predicts_a_folder_with_it(
+    combined: tuple[FoldsEvaluation, Path], dataset: Dataset, chips: Path, tmp_path: Path
+) -> None:
+    bundle, out = combined[1] / "bundle", tmp_path / "submission.csv"
+    done = CliRunner().invoke(main, ["predict", str(bundle), "--images", str(chips / "train-jpg"), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    with out.open(newline="") as file:
+        tags = {row["image_name"]: row["tags"] for row in csv.DictReader(file)}
+    answers = Bundle.load(bundle).predict([dataset.pixels(i) for i in range(120)])
+    assert tags == dict(zip(dataset.keys(range(120)), map(" ".join, answers.tags), strict=True))
+
+
 def test_a_stack_that_does_not_fit_its_members_is_refused(combined: tuple[FoldsEvaluation, Path]) -> None:
     said = read_description(combined[1] / "bundle")
     whole = json.loads(said.model_dump_json())
@@ -230,7 +242,7 @@ def test_recipes_are_trained_on_every_fold_by_one_command_which_goes_on_where_it
         recipes[-1].write_text(
             f'description = "{name}"\n[model]\nname = "small-resnet"\nwidth = 4\n[data]\nsize = 32\n'
             f'[loss]\nlabel_smoothing = {smoothing}\n[tracking]\nwandb = "off"\n'
-            "[[phases]]\nepochs = 1\nbatch_size = 40\nlearning_rate = 0.01\n"
+            "[[phases]]\nepochs = 2\nbatch_size = 40\nlearning_rate = 0.01\n"
         )
     given = ["--recipes", ",".join(map(str, recipes)), "--folds", 3, "--data", dataset.root, "--out", out]
 
@@ -256,10 +268,12 @@ def test_recipes_are_trained_on_every_fold_by_one_command_which_goes_on_where_it
     assert done.stdout.count("finished already") == 5 and "combined, own rule" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(read_description(out / "bundle").members) == 6
+    trained = [json.loads(line) for line in (places[-1] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["best"] for line in trained if line["kind"] == "epoch"] == [True, True], "the last epoch is kept"
     again = train()
     assert again.exit_code == 0 and again.stdout.count("finished already") == 6
     stopped = out / "members" / "plain" / "fold-0" / "config.toml"
-    stopped.write_text(stopped.read_text().replace("epochs = 1", "epochs = 2"))
+    stopped.write_text(stopped.read_text().replace("epochs = 2", "epochs = 1"))
     other = train()
     assert other.exit_code == 1 and "trained with another configuration (phases differ)" in other.stderr
 
