@@ -30,7 +30,6 @@ from torch import nn
 from planet_dist.augment import Preprocess
 from planet_dist.bundle_description import Description, Member
 from planet_dist.bundle_files import DESCRIPTION, Tensors, file_sha256, load_bundle
-from planet_dist.combination import mean_probabilities
 from planet_dist.config import DataConfig
 from planet_dist.evaluate import mean_logits
 from planet_dist.losses import independent_logits
@@ -48,7 +47,7 @@ class Answers:
 
     Attributes:
         labels: C names.
-        probabilities_NC: float64 in [0, 1], the mean over the members.
+        probabilities_NC: float64 in [0, 1], the mean over the members, or what the bundle's stack makes of them.
         decisions_NC: bool, by the bundle's rule and thresholds.
     """
 
@@ -174,9 +173,10 @@ class Bundle:
             probabilities_MNC: float64 in [0, 1], of member_probabilities.
         """
         combination = self.description.combination()
-        mean_NC = mean_probabilities(probabilities_MNC, combination.speaks_MC)
-        decided_NC = combination.decide(probabilities_MNC) if len(mean_NC) else np.zeros(mean_NC.shape, bool)
-        return Answers(self.labels, mean_NC, decided_NC)
+        if not probabilities_MNC.shape[1]:
+            return Answers(self.labels, np.empty((0, len(self.labels))), np.empty((0, len(self.labels)), bool))
+        combined_NC = combination.probabilities(probabilities_MNC)
+        return Answers(self.labels, combined_NC, combination.decide(probabilities_MNC))
 
     def _checked(self, images_NHWC: NDArray[np.generic] | Sequence[Pixels]) -> list[Pixels]:
         form = self.description.image

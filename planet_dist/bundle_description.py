@@ -10,9 +10,10 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from planet_dist.combination import Combination, CombinationRule
+from planet_dist.combination import Combination
 from planet_dist.config import ModelConfig
 from planet_dist.decision import Decision, decision_from_json
+from planet_dist.stack import Stack, StackedCombination
 from planet_dist.thresholds import Thresholds
 from shards.labels import ExclusiveGroup, Vocabulary
 from shards.schema import Count, Group, ImageForm, Sha256
@@ -66,15 +67,42 @@ class Member(_Record):
     protocol: dict[str, str]
 
 
+class Stacking(_Record):
+    """How recipes' answers are made one (planet_dist.stack); the members are networks of a recipe's folds.
+
+    Attributes:
+        combiner: the way to combine that was fitted (planet_dist.stack_fits).
+        recipes: their names.
+        members: for each recipe the places of its members.
+        scale: of what is added up.
+        weights: for each recipe and each label that it speaks about, how much that counts in each label's sum.
+        bias: of each label's sum.
+    """
+
+    combiner: str
+    recipes: list[str] = Field(min_length=1)
+    members: list[Annotated[list[Count], Field(min_length=1)]]
+    scale: Literal["probabilities", "logits"]
+    weights: list[list[list[float]]]
+    bias: list[float]
+
+    @property
+    def stack(self) -> Stack:
+        """The map, as arrays."""
+        weights_RCC = np.array(self.weights, dtype=np.float64)
+        return Stack(self.scale, weights_RCC.reshape(-1, weights_RCC.shape[2]), np.array(self.bias, dtype=np.float64))
+
+
 class Description(_Record):
     """One or many trained models, ready to predict.
 
     Attributes:
         labels, exclusive, alone: the vocabulary; labels in the order of the logits.
         image: the form of the training chips: kind, bands, dtype and, where a member's size is 0, the size.
-        rule: how the members decide together (planet_dist.combination).
+        rule: how the members decide together: as planet_dist.combination says, or "stacked".
         rare: labels for which any member's decision suffices under "any-rare".
-        thresholds: the decision on the mean of the members' probabilities.
+        thresholds: the decision on the mean of the members' probabilities, or on what the stack makes of them.
+        stacking: under "stacked" alone.
         training_chips, training_label_counts: how many chips the members were trained on, and how many of them bear
             each label.
         scores: what evaluation found, for people to read.
@@ -89,9 +117,10 @@ class Description(_Record):
     alone: list[str]
     image: ImageForm
     members: list[Member] = Field(min_length=1)
-    rule: CombinationRule = "mean"
+    rule: Literal["mean", "vote", "any-rare", "stacked"] = "mean"
     rare: list[str] = []
     thresholds: _DecisionField
+    stacking: Stacking | None = None
     training_chips: Count
     training_label_counts: list[Count]
     scores: dict[str, Any]
@@ -123,7 +152,24 @@ class Description(_Record):
             if set(member.speaks_for) != labels and not isinstance(member.thresholds, Thresholds):
                 # What it says of the others would change what is decided of its own.
                 raise ValueError(f"{member.name}: a specialist decides by thresholds, not by {member.thresholds.rule}")
+        self._check_stacking()
         return self
+
+    def _check_stacking(self) -> None:
+        stacking = self.stacking
+        if (self.rule == "stacked") != (stacking is not None):
+            raise ValueError(f"rule {self.rule!r} {'without' if stacking is None else 'with'} stacking")
+        if stacking is None:
+            return
+        recipes, labels = len(stacking.recipes), len(self.labels)
+        places = sorted(place for members in stacking.members for place in members)
+        if len(stacking.members) != recipes or places != list(range(len(self.members))):
+            raise ValueError(
+                f"stacking.members {stacking.members} of {recipes} recipes and {len(self.members)} members"
+            )
+        shape = {(len(stacking.weights), len(rows), len(row)) for rows in stacking.weights for row in rows}
+        if shape != {(recipes, labels, labels)} or len(stacking.bias) != labels:
+            raise ValueError(f"stacking.weights must be {recipes} x {labels} x {labels} numbers, and bias {labels}")
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -131,8 +177,16 @@ class Description(_Record):
         groups = tuple(ExclusiveGroup(g.name, tuple(g.labels), g.required) for g in self.exclusive)
         return Vocabulary(tuple(self.labels), groups, tuple(self.alone))
 
-    def combination(self) -> Combination:
+    def combination(self) -> Combination | StackedCombination:
         """How the members decide together, as arrays."""
+        if self.stacking is not None:
+            members = tuple(tuple(places) for places in self.stacking.members)
+            return StackedCombination(members, self.stacking.stack, self.thresholds)
+        return self.member_combination()
+
+    def member_combination(self) -> Combination:
+        """How members that are not stacked decide together, as arrays."""
+        assert self.rule != "stacked"
         return Combination(
             self.rule,
             np.array([[label in member.speaks_for for label in self.labels] for member in self.members]),

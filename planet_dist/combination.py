@@ -46,6 +46,10 @@ class Combination:
     mean: Decision
     rare_C: Bools
 
+    def probabilities(self, probabilities_MNC: Floats) -> Floats:
+        """The mean over the members, float64 (N, C)."""
+        return mean_probabilities(probabilities_MNC, self.speaks_MC)
+
     def decide(self, probabilities_MNC: Array) -> Bools:
         """The decisions, bool (N, C), on probabilities of any real dtype (M, N, C).
 

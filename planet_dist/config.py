@@ -31,6 +31,8 @@ class DataConfig(_Section):
     Attributes:
         limit: only the first so many labelled chips, by natural key order, take part; 0 takes all.
         split: "tail:N", "random:FRACTION", "kfold:K/I" or "kfold-grouped:K/I"; see planet_dist.split.
+        split_seed: of all splits but tail; -1 takes the run's seed. Runs of different seeds that share it share
+            their folds.
         size: side in pixels of the network's input; 0 keeps the chips' own size.
         normalise: "dataset" (the dataset's mean and deviation per band), "imagenet", or "per-chip" (each
             chip's smallest value becomes 0 and its greatest 1); see planet_dist.augment.
@@ -46,6 +48,7 @@ class DataConfig(_Section):
 
     limit: int = Field(0, ge=0)
     split: str = "tail:8000"
+    split_seed: int = Field(-1, ge=-1)
     size: int = Field(0, ge=0)
     normalise: Literal["dataset", "imagenet", "per-chip"] = "dataset"
     kind: Literal["any", "jpg", "tif"] = "any"
@@ -166,12 +169,13 @@ class EvaluateConfig(_Section):
     Attributes:
         best_by: what the best checkpoint is best by, on the validation chips: "f2" (sample-averaged, with the
             best single threshold), "accuracy" (element-wise at 0.5: the first paper's choice, which it names
-            as its mistake, section 6) or "loss".
+            as its mistake, section 6) or "loss"; "last" keeps the last epoch's, so that the choice takes nothing from
+            the validation chips.
         batch_size: chips of one forward pass of one process.
         turns: views averaged at test time: 1, or 8 (the four quarter turns and their mirror images).
     """
 
-    best_by: Literal["f2", "accuracy", "loss"] = "f2"
+    best_by: Literal["f2", "accuracy", "loss", "last"] = "f2"
     batch_size: int = Field(256, gt=0)
     turns: Literal[1, 8] = 1
 
@@ -222,7 +226,7 @@ class Config(_Section):
 
     Attributes:
         description: one line, shown by `planet-dist recipes`.
-        seed: of the split, the order, the augmentation and the initial weights.
+        seed: of the split (unless data.split_seed is), the order, the augmentation and the initial weights.
     """
 
     description: str

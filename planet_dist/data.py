@@ -73,7 +73,8 @@ def open_data(config: Config, location: str | Path) -> Data:
     takes_part_N = _first(config.data.limit, keys, index["labelled"])
     opened = read_groups(dataset, keys) if parse_split(config.data.split).needs_groups else None
     groups_N = opened.groups.numbers(keys) if opened else None
-    parts = split(config.data.split, keys, targets_NC, config.seed, labelled_N=takes_part_N, groups_N=groups_N)
+    seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
+    parts = split(config.data.split, keys, targets_NC, seed, labelled_N=takes_part_N, groups_N=groups_N)
     return Data(dataset, targets_NC, parts, opened.digest if opened else None)
 
 

@@ -263,7 +263,8 @@ class Trainer:
         targets_NC = self.data.targets_NC[logits.ids_N]
         speaks_C = weighted_labels(self.config.loss, self.data.labels)
         validation = validate(logits.logits_NC, targets_NC, self.config.evaluate.best_by, speaks_C)
-        best = self.best is None or validation.score > self.best.score
+        last = self.config.evaluate.best_by == "last"
+        best = self.best is None or last or validation.score > self.best.score
         if best:
             self.best = Best(validation.score, f"step-{self.total_steps:08d}")
         epoch = {"phase": position.phase, "epoch": position.epoch - 1, "step": self.total_steps}

@@ -142,7 +142,8 @@ def evaluate_ensemble(
     """
     order_N = np.argsort(ids_N)
     probabilities_MNC, true_NC = probabilities_MNC[:, order_N], true_NC[order_N]
-    speaks_MC = bundle.combination().speaks_MC
+    combination = bundle.member_combination()
+    speaks_MC = combination.speaks_MC
     of_mean = evaluate_rules(
         mean_probabilities(probabilities_MNC, speaks_MC),
         true_NC,
@@ -161,9 +162,9 @@ def evaluate_ensemble(
         members=names,
         speaks_MC=speaks_MC,
         contenders=_compare(contending, true_NC, seed, resamples),
-        rule=bundle.rule,
+        rule=combination.rule,
         rare=bundle.rare,
-        label_scores=label_scores(together[bundle.rule].cross_fitted_NC, true_NC),
+        label_scores=label_scores(together[combination.rule].cross_fitted_NC, true_NC),
         member_f2_MC=np.where(
             speaks_MC, np.stack([label_scores(one.cross_fitted_NC, true_NC).f2_C for one in alone]), np.nan
         ),
@@ -193,7 +194,7 @@ class _Judge:
         seed: int,
     ) -> None:
         self._probabilities_MNC, self._true_NC, self._speaks_MC = probabilities_MNC, true_NC, speaks_MC
-        self._rare_C = bundle.combination().rare_C
+        self._rare_C = bundle.member_combination().rare_C
         self._own_rules = [rule_of(member.thresholds) for member in bundle.members]
         self._labels = bundle.labels
         self._mean_rule = mean_rule

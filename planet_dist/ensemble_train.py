@@ -1,7 +1,11 @@
-"""All members of an ensemble by one command, in turn, and their combination.
+"""All members of an ensemble by one command, in turn.
 
-    OUT/members/0-RECIPE/     a run
-    OUT/evaluation, OUT/bundle      of all of them (planet_dist.ensemble)
+    OUT/members/RECIPE/             a run; 0-RECIPE, 1-RECIPE ... where recipes bear one name
+    OUT/members/RECIPE/fold-0/      over folds: a run for each of them
+    OUT/evaluation, OUT/bundle      of all of them (planet_dist.ensemble, or planet_dist.ensemble_folds)
+
+Over folds all members have one seed of the split, and so the same folds, whatever their own seeds; and each keeps its
+last epoch's weights, for choosing an epoch by the chips that it holds out would flatter its answers on them.
 
 Whatever stops it, the same command goes on: members with a bundle are kept, and one that was stopped is resumed.
 """
@@ -20,11 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planet_dist.combination import CombinationRule
 from planet_dist.config import RECIPES, load_config
-from planet_dist.data import open_data
 from planet_dist.ensemble import RARE_SHARE, combine_runs
 from planet_dist.ensemble_scores import EnsembleEvaluation
 from planet_dist.launching import run_training, training_command
+from planet_dist.out_of_fold import Splits
 from planet_dist.runfolder import RunFolder
+from planet_dist.stack_choice import LEAST_FOLDS
 from shards.errors import ConfigError, RunError
 
 
@@ -48,7 +53,7 @@ class EnsembleRecipe(_Section):
         rare: labels that "any-rare" calls rare; none leaves it to the share.
         rare_share: labels borne by less than this share of the training chips are rare.
         shared: overrides of every member, before its own.
-        members: at least two.
+        members: at least two, or one that is trained over folds.
     """
 
     description: str
@@ -56,7 +61,7 @@ class EnsembleRecipe(_Section):
     rare: tuple[str, ...] = ()
     rare_share: float = Field(RARE_SHARE, ge=0, le=1)
     shared: tuple[str, ...] = ()
-    members: tuple[MemberRecipe, ...] = Field(min_length=2)
+    members: tuple[MemberRecipe, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,87 @@ def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:
         raise ConfigError("\n".join([f"ensemble recipe {path}:", *lines, valid])) from error
 
 
+def load_members(recipe: str | None, recipes: str | None, folds: int, *, grouped: bool = False) -> EnsembleRecipe:
+    """What `--recipe` or `--recipes` names.
+
+    Args:
+        recipe: of an ensemble, as load_ensemble_recipe takes it.
+        recipes: as recipes_as_ensemble takes them.
+        folds: of `--folds`.
+        grouped: of `--grouped`.
+
+    Raises:
+        ConfigError: both are given or none is, or recipes without folds, or what is named cannot be used.
+    """
+    if (recipe is None) == (recipes is None):
+        raise ConfigError("give either --recipe ENSEMBLE, or --recipes A,B,... with --folds K")
+    if grouped and not folds:
+        raise ConfigError("--grouped says how --folds K are dealt; give both")
+    if recipe is not None:
+        return load_ensemble_recipe(recipe)
+    assert recipes is not None
+    if not folds:
+        raise ConfigError("--recipes needs --folds K: what recipes answer on held-out chips says how to combine them")
+    return recipes_as_ensemble(recipes)
+
+
+def recipes_as_ensemble(names: str) -> EnsembleRecipe:
+    """Recipes that stand beside each other, as an ensemble of them.
+
+    Args:
+        names: of recipes, or paths of TOML files, with commas between.
+
+    Raises:
+        ConfigError: one comes twice, or none is named.
+    """
+    recipes = [name.strip() for name in names.split(",") if name.strip()]
+    doubled = sorted({name for name in recipes if recipes.count(name) > 1})
+    if doubled or not recipes:
+        raise ConfigError(
+            f"--recipes {names!r}: {f'{doubled[0]} comes twice' if doubled else 'names none'}; name each recipe once, "
+            "or write an ensemble's TOML whose members differ in their overrides, and give it as --recipe"
+        )
+    members = tuple(MemberRecipe(recipe=recipe) for recipe in recipes)
+    return EnsembleRecipe(description=", ".join(recipes), rule="mean", members=members)
+
+
+def member_words(ensemble: EnsembleRecipe, overrides: Sequence[str], folds: int = 0) -> list[list[str]]:
+    """The overrides of each member; over folds, without that of its fold.
+
+    Args:
+        overrides: of every member, after its own.
+        folds: 0 for the members' own split.
+
+    Raises:
+        ConfigError: a configuration cannot be used, or a number of folds or of members.
+    """
+    if folds and folds < LEAST_FOLDS:
+        raise ConfigError(
+            f"--folds {folds}: give {LEAST_FOLDS} or more, for combining is judged by leaving out two at a time; or 0 "
+            "for the members' own split"
+        )
+    if not folds and len(ensemble.members) < 2:
+        raise ConfigError("an ensemble of one member: give more, or train it over --folds")
+    words = [[*ensemble.shared, *member.overrides, *overrides] for member in ensemble.members]
+    if not folds:
+        return words
+    given = [word for word in overrides if word.startswith("data.split=")]
+    if given:
+        raise ConfigError(f"{given[0]}: --folds {folds} splits the chips already; leave one of them out")
+    first = load_config(ensemble.members[0].recipe, words[0])
+    seed = first.seed if first.data.split_seed < 0 else first.data.split_seed
+    return [[f"data.split_seed={seed}", "evaluate.best_by=last", *some] for some in words]
+
+
 def plan_members(
-    ensemble: EnsembleRecipe, data: str | Path, out: Path, overrides: Sequence[str], launch_file: Path
+    ensemble: EnsembleRecipe,
+    data: str | Path,
+    out: Path,
+    overrides: Sequence[str],
+    launch_file: Path,
+    folds: int = 0,
+    *,
+    grouped: bool = False,
 ) -> list[PlannedMember]:
     """The members' runs, after a look at all that would only show once they are trained.
 
@@ -116,40 +200,46 @@ def plan_members(
         out: the ensemble's folder.
         overrides: of every member, after its own.
         launch_file: for accelerate launch.
+        folds: on each of which every member is trained; 0 for the members' own split.
+        grouped: whether related chips stay in one fold (split "kfold-grouped").
+
+    Returns:
+        One for each member, or one for each member and fold, member by member.
 
     Raises:
         ConfigError: a member's configuration cannot be used, or the members would validate on different chips.
         DatasetError: the dataset cannot be opened.
         RunError: a member was trained with another configuration.
     """
-    planned, first_ids = [], None
-    for i, member in enumerate(ensemble.members):
-        group = f"tracking.group={json.dumps(_group(out, overrides))}"  # JSON, for a folder may be named like a number
-        words = [group, *ensemble.shared, *member.overrides, *overrides]
-        config = load_config(member.recipe, words)
-        val_ids_N = open_data(config, data).split.val_ids
+    kind = "kfold-grouped" if grouped else "kfold"
+    planned: list[PlannedMember] = []
+    first_ids = None
+    splits = Splits(data)
+    names = member_names(ensemble)
+    for i, (member, own) in enumerate(zip(ensemble.members, member_words(ensemble, overrides, folds), strict=True)):
+        group = out.resolve().name + (f"-{names[i]}" if folds else "")
+        words = [f"tracking.group={json.dumps(group)}", *own]  # JSON, for a folder may be named like a number
+        run = out / "members" / names[i]
+        for fold in range(max(folds, 1)):
+            of_fold = [*words, f"data.split={kind}:{folds}/{fold}"] if folds else words
+            config = load_config(member.recipe, of_fold)
+            place = run / f"fold-{fold}" if folds else run
+            command = training_command(member.recipe, data, place, of_fold, launch_file)
+            planned.append(PlannedMember(place, command, RunFolder(place).is_finished(config)))
+        val_ids_N = splits.of(config).split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):
             raise ConfigError(
                 f"member {i} ({member.recipe}): data.split={config.data.split} with seed={config.seed} holds out other "
                 "chips than that of member 0, and members are judged on the same; use tail:N, or one seed for all"
             )
         first_ids = np.sort(val_ids_N)
-        run = out / "members" / f"{i}-{Path(member.recipe).stem}"
-        planned.append(
-            PlannedMember(
-                run,
-                training_command(member.recipe, data, run, words, launch_file),
-                RunFolder(run).is_finished(config),
-            )
-        )
     return planned
 
 
-def _group(out: Path, overrides: Sequence[str]) -> str:
-    """The members' group at W&B: the ensemble's folder, and which of its folds where it is trained on several."""
-    folder = out.resolve()
-    of_a_fold = any(word.startswith(("data.split=kfold:", "data.split=kfold-grouped:")) for word in overrides)
-    return f"{folder.parent.name}-{folder.name}" if of_a_fold else folder.name
+def member_names(ensemble: EnsembleRecipe) -> list[str]:
+    """The members' folders: of their recipes, with their place before it where two recipes bear one name."""
+    stems = [Path(member.recipe).stem for member in ensemble.members]
+    return stems if len(set(stems)) == len(stems) else [f"{i}-{stem}" for i, stem in enumerate(stems)]
 
 
 def train_ensemble(
@@ -162,7 +252,7 @@ def train_ensemble(
     """Trains the members that are not finished, in turn, and combines all of them.
 
     Args:
-        members: of plan_members.
+        members: of plan_members, without folds.
         out: the ensemble's folder.
         note: is told which member comes next.
 
@@ -170,6 +260,13 @@ def train_ensemble(
         TrainingError: a member's training failed.
         RunError: a member was stopped before its end, or the members cannot be combined.
     """
+    train_members(members, note=note)
+    runs = [member.run for member in members]
+    return combine_runs(runs, ensemble.rule, out, rare=ensemble.rare, rare_share=ensemble.rare_share)
+
+
+def train_members(members: Sequence[PlannedMember], *, note: Callable[[str], None] = lambda line: None) -> None:
+    """Trains the members that are not finished, in turn; arguments and errors as those of train_ensemble."""
     for i, member in enumerate(members):
         what = f"member {i + 1} of {len(members)}, {member.run}"
         note(f"{what}: finished already" if member.finished else what)
@@ -178,8 +275,6 @@ def train_ensemble(
         run_training(member.command, what)
         if not _has_bundle(RunFolder(member.run)):  # a run that is asked to stop saves, and ends with status 0
             raise RunError(f"{what}: stopped before its end; run the same command again to go on")
-    runs = [member.run for member in members]
-    return combine_runs(runs, ensemble.rule, out, rare=ensemble.rare, rare_share=ensemble.rare_share)
 
 
 def _has_bundle(run: RunFolder) -> bool:

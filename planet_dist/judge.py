@@ -37,7 +37,7 @@ class Validation:
 
     Attributes:
         figures: by name: f2 (with the best single threshold), f2_at_0.5, f2_at_0.2, accuracy, loss.
-        score: what evaluate.best_by names, turned so that larger is better.
+        score: what evaluate.best_by names, turned so that larger is better; F2 where that is "last".
     """
 
     figures: dict[str, float]
@@ -76,7 +76,8 @@ def validate(
     figures = {name: mean_f2(decide(probabilities_NC, values_C), targets_NC) for name, values_C in thresholds.items()}
     figures["accuracy"] = accuracy(probabilities_NC, targets_NC)
     figures["loss"] = cross_entropy_of_logits(logits_NC, targets_NC)
-    return Validation(figures, -figures["loss"] if best_by == "loss" else figures[best_by])
+    score = -figures["loss"] if best_by == "loss" else figures["f2" if best_by == "last" else best_by]
+    return Validation(figures, score)
 
 
 def conclude(config: Config, data: Data, run: RunFolder, logits: Logits, weights: Path) -> Evaluation:

@@ -156,6 +156,33 @@ def label_scores(decisions_NC: Array, targets_NC: Array) -> LabelScores:
     )
 
 
+def label_f2_intervals(
+    decisions_NC: Array, targets_NC: Array, seed: int, resamples: int = 1000
+) -> tuple[Floats, Floats]:
+    """Bootstrap intervals (95%) of each label's F2: the lower and the upper ends, float64 (C,).
+
+    A label's F2 follows from how many samples are hit, missed, added and left alone, and drawing N samples is a
+    multinomial draw over these four.
+
+    Args:
+        decisions_NC, targets_NC: 0 and 1 or bool (N, C).
+        seed: not negative.
+        resamples: how many draws.
+    """
+    decided_NC, true_NC = np.asarray(decisions_NC, dtype=bool), np.asarray(targets_NC, dtype=bool)
+    rng, count = np.random.default_rng([seed, _LABELS_STREAM]), len(true_NC)
+    cells_C4 = np.stack(
+        [np.count_nonzero((decided_NC == said) & (true_NC == is_so), axis=0) for said in (1, 0) for is_so in (1, 0)],
+        axis=1,
+    )
+    ends = []
+    for cells_4 in cells_C4:
+        hit_B, added_B, missed_B, _ = rng.multinomial(count, cells_4 / count, size=resamples).T
+        ends.append(interval(f2_of_counts(hit_B, hit_B + missed_B, hit_B + added_B)))
+    low_C, high_C = np.array(ends).T
+    return low_C, high_C
+
+
 def accuracy(probabilities_NC: Array, targets_NC: Array) -> float:
     """The share of label decisions that are right when every label is decided at 0.5.
 
@@ -213,7 +240,7 @@ def bootstrap_means(scores_NR: Array, seed: int, resamples: int = 1000) -> Float
     return means
 
 
-_BOOTSTRAP_STREAM = 1  # beside the seed, so that folds and resamples drawn from one seed are not correlated
+_BOOTSTRAP_STREAM, _LABELS_STREAM = 1, 8  # beside the seed, so that no two uses of a seed share their draws
 
 
 def interval(means_B: Array, confidence: float = 0.95) -> tuple[float, float]:

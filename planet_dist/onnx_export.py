@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from planet_dist.bundle import Bundle
 from planet_dist.bundle_description import Description
-from planet_dist.onnx_network import ChipNetwork
+from planet_dist.onnx_network import chip_network
 from shards.errors import ConfigError, PlanetError, RunError
 from shards.schema import write_whole
 
@@ -129,7 +129,7 @@ def made_chips(description: Description, count: int) -> NDArray[np.generic]:
 
 def _converted(bundle: Bundle) -> Any:
     images_NHWC = torch.from_numpy(made_chips(bundle.description, 3))
-    network = ChipNetwork(bundle).eval()
+    network = chip_network(bundle).eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the exporter about itself

@@ -19,6 +19,7 @@ from planet_dist.augment import views
 from planet_dist.bundle import Bundle, Ready
 from planet_dist.losses import independent_logits
 from planet_dist.onnx_decision import decision_module
+from planet_dist.stack import MOST_LOGIT, StackedCombination
 
 _FIXED_POINT_BITS = 15  # torch's weights stay below 2^15
 _MOST_PRECISION = 22
@@ -73,8 +74,48 @@ def _weights(side: int, out_side: int, integers: bool) -> tuple[Tensor, int]:
     return torch.floor(exact * 2**precision + 0.5), precision
 
 
+def chip_network(bundle: Bundle) -> nn.Module:
+    """A bundle on a CPU, from pixels to probabilities float32 (B, C) and decisions bool (B, C)."""
+    combination = bundle.description.combination()
+    return StackedNetwork(bundle, combination) if isinstance(combination, StackedCombination) else ChipNetwork(bundle)
+
+
+class StackedNetwork(nn.Module):
+    """A bundle of recipes and folds on a CPU, from pixels to probabilities and decisions.
+
+    Args:
+        bundle: on a CPU.
+        combination: how its members decide together.
+    """
+
+    weights_DC: Tensor
+    bias_C: Tensor
+
+    def __init__(self, bundle: Bundle, combination: StackedCombination) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(_MemberNetwork(bundle, member) for member in bundle.members)
+        self.places, self.scale = combination.members, combination.stack.scale
+        self.register_buffer("weights_DC", torch.from_numpy(combination.stack.weights_DC))
+        self.register_buffer("bias_C", torch.from_numpy(combination.stack.bias_C))
+        self.decision = decision_module(combination.decision)
+
+    def forward(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities float32 (B, C), and decisions bool (B, C).
+
+        Args:
+            images_BHWC: pixels of the training chips' size, bands and dtype.
+        """
+        # Bounded as those of stack.logits, and so the means are too.
+        logits = [member(images_BHWC).clamp(-MOST_LOGIT, MOST_LOGIT) for member in self.members]
+        recipes_BD = torch.cat([torch.stack([logits[m] for m in places]).mean(dim=0) for places in self.places], dim=1)
+        columns_BD = recipes_BD if self.scale == "logits" else torch.sigmoid(recipes_BD)
+        sums_BC = columns_BD @ self.weights_DC + self.bias_C
+        combined_BC = sums_BC.clamp(0.0, 1.0) if self.scale == "probabilities" else torch.sigmoid(sums_BC)
+        return combined_BC.float(), self.decision(combined_BC)
+
+
 class ChipNetwork(nn.Module):
-    """A bundle on a CPU, from pixels to probabilities and decisions.
+    """A bundle whose members stand side by side, on a CPU, from pixels to probabilities and decisions.
 
     Args:
         bundle: on a CPU.
@@ -83,7 +124,7 @@ class ChipNetwork(nn.Module):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.members = nn.ModuleList(_MemberNetwork(bundle, member) for member in bundle.members)
-        combination = bundle.description.combination()
+        combination = bundle.description.member_combination()
         self.rule = combination.rule
         self.register_buffer("speaks_MC", torch.from_numpy(combination.speaks_MC))
         self.own = nn.ModuleList(decision_module(decision) for decision in combination.own)
@@ -99,7 +140,7 @@ class ChipNetwork(nn.Module):
         Args:
             images_BHWC: pixels of the training chips' size, bands and dtype.
         """
-        probabilities_BMC = torch.stack([member(images_BHWC) for member in self.members], dim=1)
+        probabilities_BMC = torch.stack([torch.sigmoid(member(images_BHWC)) for member in self.members], dim=1)
         heard_BMC = torch.where(self.speaks_MC, probabilities_BMC, 0.0)
         speakers_C = self.speaks_MC.sum(dim=0)
         mean_BC = heard_BMC.sum(dim=1) / speakers_C.clamp(min=1)
@@ -125,9 +166,9 @@ class _MemberNetwork(nn.Module):
         self.resize = FixedResize(form.height, form.width, *side, integers=form.dtype == "uint8")
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        """Probabilities float64 (B, C)."""
+        """Logits float64 (B, C)."""
         inputs_BCHW = self.preprocess.normalise(self.resize(images_BHWC)).permute(0, 3, 1, 2)
         # All views go through the network at once, or the file would hold its layers once a view.
         logits_VC = independent_logits(self.model(torch.cat(list(views(inputs_BCHW, self.turns)))), self.groups)
-        mean_BC = logits_VC.reshape(self.turns, -1, logits_VC.shape[1]).mean(dim=0)
-        return torch.sigmoid(mean_BC.double())
+        mean_BC: Tensor = logits_VC.reshape(self.turns, -1, logits_VC.shape[1]).mean(dim=0)
+        return mean_BC.double()

@@ -77,8 +77,13 @@ def heading(logs: RunLogs, finished: bool) -> str:
     done = len(logs.epochs)
     place = "finished" if finished else f"after epoch {done} of {logs.total_epochs}; this page follows every epoch"
     recipe = f"recipe {logs.start['recipe']}, " if "recipe" in logs.start else ""
-    line = f"{recipe}{logs.config.model.name}, {place}. Written {_moment(time.time())}."
-    return f"<header><h1>{html.escape(logs.name)}</h1>{paragraph(line, 'soft')}</header>"
+    line = f"{recipe}{logs.config.model.name}, {place}. Written {moment(time.time())}."
+    return title(logs.name, line)
+
+
+def title(name: str, line: str) -> str:
+    """What a page is about: a name, and a line about it."""
+    return f"<header><h1>{html.escape(name)}</h1>{paragraph(line, 'soft')}</header>"
 
 
 def summary(logs: RunLogs, scores: Record, chips: tuple[int, int]) -> str:
@@ -188,10 +193,25 @@ def labels(scores: Record) -> str:
 
 def rules(scores: Record) -> str:
     """The decision rules compared: F2 cross-fitted with intervals, and fitted on the same chips."""
-    chosen = next(place for place, one in enumerate(scores["rules"]) if one["rule"] == scores["chosen"])
+    words = (
+        "Same chips: fitted and scored on all of them, as papers do. Cross-fitted: every chip decided by a fit without "
+        "its fold. Chosen is the simplest rule whose distance from the best may be noise: its interval reaches 0."
+    )
+    return compared("rule", scores["rules"], scores["chosen"], words)
+
+
+def compared(what: str, scores: Sequence[Record], chosen: str, words: str) -> str:
+    """Things compared by their F2, cross-fitted with intervals, and fitted on the same chips.
+
+    Args:
+        what: they are.
+        scores: crossfit.RuleScore as plain values.
+        chosen: the name of the one that stands out.
+        words: about them, above.
+    """
+    place = next(place for place, one in enumerate(scores) if one["rule"] == chosen)
     shown = [
-        Interval(one["rule"], one["low"], one["cross_fitted_f2"], one["high"], place == chosen)
-        for place, one in enumerate(scores["rules"])
+        Interval(one["rule"], one["low"], one["cross_fitted_f2"], one["high"], one["rule"] == chosen) for one in scores
     ]
     rows = [
         [
@@ -202,15 +222,11 @@ def rules(scores: Record) -> str:
             f"{one['low']:.4f} to {one['high']:.4f}",
             f"{one['behind_low']:.4f} to {one['behind_high']:.4f}",
         ]
-        for one in scores["rules"]
+        for one in scores
     ]
-    headings = ["rule", "fitted values", "same chips", "cross-fitted", "95% interval", "behind the best by"]
-    words = (
-        "Same chips: fitted and scored on all of them, as papers do. Cross-fitted: every chip decided by a fit without "
-        "its fold. Chosen is the simplest rule whose distance from the best may be noise: its interval reaches 0."
-    )
+    headings = [what, "fitted values", "same chips", "cross-fitted", "95% interval", "behind the best by"]
     chart = intervals("Cross-fitted F2 with 95% intervals", shown)
-    grid = table(Grid(headings, rows, chosen=chosen))
+    grid = table(Grid(headings, rows, chosen=place))
     return f'{paragraph(words)}<div class="charts one">{chart}</div><div class="panel">{grid}</div>'
 
 
@@ -284,7 +300,7 @@ def environment(logs: RunLogs, dataset_rows: Sequence[tuple[str, str]]) -> str:
     git = start.get("git")
     known = [
         ("recipe", start.get("recipe")),
-        ("started", _moment(start["time"]) if "time" in start else None),
+        ("started", moment(start["time"]) if "time" in start else None),
         ("start", f"number {start['start']} of this run" if start.get("start", 1) > 1 else None),
         ("device", start.get("device")),
         ("processes", start.get("processes")),
@@ -309,7 +325,8 @@ def clock(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _moment(seconds: float) -> str:
+def moment(seconds: float) -> str:
+    """A time of day as a person reads it, from seconds since 1970."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 

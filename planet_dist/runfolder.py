@@ -141,7 +141,7 @@ class RunFolder:
             raise RunError(
                 f"{self.config}: cannot be read ({error}); remove the folder, or give another --out"
             ) from error
-        old, new = (one.model_dump(mode="json", exclude=_WATCHING) for one in (was, config))
+        old, new = settings(was), settings(config)
         differing = [key for key in new if old[key] != new[key]]
         if differing:
             raise RunError(
@@ -165,6 +165,11 @@ class RunFolder:
         if self._number and self._newest_start() == self._number:
             with contextlib.suppress(OSError):  # it may be the full disk that ends the run
                 write_whole(self.failed, (json.dumps({"error": error}) + "\n").encode())
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What a run comes to by, as plain JSON: its configuration without how it is watched and on what it runs."""
+    return config.model_dump(mode="json", exclude=_WATCHING)
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:

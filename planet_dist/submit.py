@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planet_dist.config import load_config
-from planet_dist.ensemble_train import EnsembleRecipe, load_ensemble_recipe
+from planet_dist.ensemble_train import load_members, member_words
 from shards.errors import ConfigError
 
 _REPOSITORY = Path(__file__).parent.parent
@@ -123,38 +123,43 @@ def train_jobs(
 
 
 def ensemble_jobs(
-    recipe: str,
+    recipe: str | None,
+    recipes: str | None,
     data: str,
     out: Path,
     overrides: Sequence[str],
     resources: Resources,
     how: TrainingJob,
     folds: int = 0,
+    *,
+    grouped: bool = False,
 ) -> list[Job]:
     """An array of a job for each member, on each fold, and the job that combines them.
 
     Args:
         recipe: an ensemble's name, or the path of a TOML file.
+        recipes: in its place, recipes to train over folds, with commas between.
         folds: into how many the chips are cut, each validating once; 0 for the members' own split.
+        grouped: whether related chips stay in one fold.
 
     Raises:
-        ConfigError: the recipe, a member's or an override cannot be used, or there is one fold.
+        ConfigError: a recipe or an override cannot be used, or the number of folds.
     """
-    if folds == 1 or folds < 0:
-        raise ConfigError(f"--folds {folds}: give 2 or more, or 0 for the members' own split")
-    ensemble = load_ensemble_recipe(recipe)
-    _check_members(ensemble, [*overrides, *([f"data.split=kfold:{folds}/0"] if folds else [])])
-    words = ["--recipe", _file(recipe), "--data", _place(data), "--out", _place(str(out)), *overrides]
-    of_folds = ["--folds", str(folds)] if folds else []
+    ensemble = load_members(recipe, recipes, folds, grouped=grouped)
+    for member, own in zip(ensemble.members, member_words(ensemble, overrides, folds), strict=True):
+        load_config(member.recipe, own)
+    named = ["--recipes", ",".join(map(_file, recipes.split(",")))] if recipes else ["--recipe", _file(str(recipe))]
+    of_folds = [*(["--folds", str(folds)] if folds else []), *(["--grouped"] if grouped else [])]
+    words = [*named, *of_folds, "--data", _place(data), "--out", _place(str(out)), *overrides]
     tasks = len(ensemble.members) * max(folds, 1)
     members = Job(
         [*_common(out, "%A_%a"), f"--array=0-{tasks - 1}", *how.sbatch_words(), *resources.words()],
-        [_script("ensemble"), *of_folds, *how.words(), *words],
+        [_script("ensemble"), *how.words(), *words],
     )
     one_node = Resources(1, 0, resources.cpus_per_node, resources.time, resources.partition, resources.account)
     combined = Job(
         [*_common(out, "%j"), *one_node.words(), *resources.more],
-        [_script("ensemble"), "--combine", *of_folds, *words],
+        [_script("ensemble"), "--combine", *words],
         after_previous=True,
     )
     return [members, combined]
@@ -205,11 +210,6 @@ def submit(jobs: Sequence[Job]) -> list[str]:
             raise ConfigError(f"{shlex.join(command)}: {done.stderr.strip() or done.returncode}{before}")
         numbers.append(done.stdout.strip().split(";")[0])  # NUMBER or NUMBER;CLUSTER
     return numbers
-
-
-def _check_members(ensemble: EnsembleRecipe, overrides: Sequence[str]) -> None:
-    for member in ensemble.members:
-        load_config(member.recipe, [*ensemble.shared, *member.overrides, *overrides])
 
 
 def _script(name: str) -> str:

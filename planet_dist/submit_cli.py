@@ -121,12 +121,18 @@ def submit_train(
 
 
 @submit.command("ensemble")
-@click.option("--recipe", required=True, help="An ensemble's name, or the path of a TOML file.")
-@click.option("--folds", default=0, show_default=True, help="Train every member on each of so many folds.")
+@click.option("--recipe", help="An ensemble's name, or the path of a TOML file.")
+@click.option("--recipes", metavar="A,B,...", help="In its place: recipes by name or TOML file, to train over --folds.")
+@click.option(
+    "--folds", default=0, show_default=True, help="Train every member on each of so many folds, and stack them."
+)
+@click.option("--grouped", is_flag=True, help="Of --folds: related chips stay in one fold (planet-shard groups).")
 @_training_options
 def submit_ensemble(
-    recipe: str,
+    recipe: str | None,
+    recipes: str | None,
     folds: int,
+    grouped: bool,
     data: str,
     out: Path,
     nodes: int,
@@ -148,7 +154,7 @@ def submit_ensemble(
 
     resources = Resources(nodes, gpus_per_node, cpus_per_node, time_limit, partition, account, more)
     how = TrainingJob(tries, processes_per_node, launch_config, save_seconds)
-    _hand_over(ensemble_jobs(recipe, data, out, overrides, resources, how, folds), dry_run)
+    _hand_over(ensemble_jobs(recipe, recipes, data, out, overrides, resources, how, folds, grouped=grouped), dry_run)
 
 
 @submit.command("build", context_settings={"ignore_unknown_options": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 
 from planet_dist.bundle_description import Description, Member
 from planet_dist.bundle_files import file_sha256, write_bundle
-from planet_dist.config import ModelConfig
+from planet_dist.config import ModelConfig, load_config
+from planet_dist.data import open_data
 from planet_dist.models import build_model
 from planet_dist.predictions import write_predictions
 from planet_dist.thresholds import Thresholds
@@ -80,16 +82,26 @@ def flat(labels: Sequence[str], value: float, rule: str = "flat-0.5") -> Thresho
 
 
 def made_run(
-    run: Path, dataset: Dataset, seed: int, *, ids: Sequence[int] = range(40, 120), noise: float = 1.5, **changes: Any
+    run: Path,
+    dataset: Dataset,
+    seed: int,
+    *,
+    ids: Sequence[int] = range(40, 120),
+    noise: float = 1.5,
+    trained_on: Sequence[int] = range(120),
+    **changes: Any,
 ) -> Path:
     """RUN/bundle and RUN/evaluation/predictions.npz; `changes` are the member's."""
     run.mkdir(parents=True)
     weights = random_weights(run / "weights.safetensors", TINY, dataset, seed)
     rule = flat(dataset.manifest.labels, 0.2, "flat-0.2")
     one = member(dataset, weights, **({"thresholds": rule} | changes))
-    write_bundle(run / "bundle", bundle_of(dataset, [one]), [weights])
+    targets_NC = dataset.manifest.vocabulary.matrix(dataset.index()["labels"])
+    counts = targets_NC[list(trained_on)].sum(axis=0, dtype=np.int64).tolist()
+    bundle = bundle_of(dataset, [one], training_chips=len(trained_on), training_label_counts=counts)
+    write_bundle(run / "bundle", bundle, [weights])
     ids_N = np.array(ids)
-    targets_NC = dataset.manifest.vocabulary.matrix(dataset.index()["labels"])[ids_N]
+    targets_NC = targets_NC[ids_N]
     rng = np.random.default_rng(seed)
     logits_NC = rng.normal(np.where(targets_NC, 1.5, -2.5), noise).astype(np.float32)
     shuffled = rng.permutation(len(ids_N))  # the order in a file means nothing
@@ -101,4 +113,25 @@ def made_run(
         logits_NC[shuffled],
         targets_NC[shuffled],
     )
+    return run
+
+
+def made_fold_run(
+    run: Path, dataset: Dataset, seed: int, split: str, *, words: Sequence[str] = (), noise: float = 1.5, **changes: Any
+) -> Path:
+    """A run that held out a fold, with its configuration and half a minute of training in its log.
+
+    Args:
+        split: of the expression kfold:K/I.
+        words: further overrides of small-resnet-32.
+        changes: of the member.
+    """
+    config = load_config("small-resnet-32", [f"data.split={split}", "evaluate.best_by=last", "model.width=4", *words])
+    parts = open_data(config, dataset.root).split
+    ids, trained_on = parts.val_ids.tolist(), parts.train_ids.tolist()
+    made_run(run, dataset, seed, ids=ids, noise=noise, trained_on=trained_on, **changes)
+    (run / "config.toml").write_text(config.to_toml())
+    steps = [{"kind": "train", "step": step, "seconds": 10.0} for step in (10, 20, 30)]
+    (run / "timing.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
+    (run / "metrics.jsonl").write_text(json.dumps({"kind": "epoch", "phase": 0, "epoch": 0, "f2": 0.5}) + "\n")
     return run

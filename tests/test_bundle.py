@@ -92,7 +92,7 @@ def test_members_are_built_each_with_its_own_input(folder: Path) -> None:
 
 def test_the_combination_follows_from_the_members(folder: Path) -> None:
     found, _ = load_bundle(folder)
-    combination = found.combination()
+    combination = found.member_combination()
     assert combination.rule == "any-rare"
     assert combination.speaks_MC.tolist() == [[True] * 17, [True] + [False] * 16]
     assert combination.rare_C.tolist() == [True] + [False] * 16
@@ -189,7 +189,7 @@ def test_a_path_out_of_the_bundle_is_refused(folder: Path, name: str) -> None:
         (lambda table: table["members"][1].pop("std"), r"members\.1\.std: Field required"),
         (lambda table: table.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda table: table.update(members=[]), "members: List should have at least 1 item"),
-        (lambda table: table.update(rule="guess"), "rule: Input should be 'mean', 'vote' or 'any-rare'"),
+        (lambda table: table.update(rule="guess"), "rule: Input should be 'mean', 'vote', 'any-rare' or 'stacked'"),
         (lambda table: table["members"][0].update(turns=3), r"members\.0\.turns"),
         (lambda table: table["members"][0].update(mean=[1.0]), "one entry for each of 3 bands"),
         (lambda table: table["members"][0].update(std=[1.0, -1.0, 1.0]), r"members\.0\.std\.1"),

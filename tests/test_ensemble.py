@@ -250,8 +250,6 @@ def test_all_members_are_trained_by_one_command_which_goes_on_where_it_stopped(
         str(out / "members" / f"{i}-small-resnet-32") for i in range(2)
     ]
     assert all('tracking.group="out"' in command for command in commands)
-    (fold, _) = train("data.split=kfold:5/0", "seed=0", "--dry-run").stdout.splitlines()
-    assert f'tracking.group="{tmp_path.name}-out"' in shlex.split(fold)
     assert not out.exists()
     done = train()
     assert done.exit_code == 0, done.output + capfd.readouterr().err
@@ -335,7 +333,7 @@ def test_the_first_papers_ensemble_is_three_resnets_of_40_epochs_that_vote() -> 
         ("rule = ", "not TOML"),
         (RECIPE.replace("vote", "guess"), "rule: Input should be 'mean', 'vote' or 'any-rare'"),
         (RECIPE.replace("shared", "sharde"), "sharde: Extra inputs .*\n  .*valid keys: description, rule"),
-        (RECIPE.partition("[[members]]")[0] + "members = []", "members: Tuple should have at least 2 items"),
+        (RECIPE.partition("[[members]]")[0] + "members = []", "members: Tuple should have at least 1 item"),
     ],
 )
 def test_an_ensemble_recipe_that_cannot_be_used_is_an_error(tmp_path: Path, text: str, message: str) -> None:

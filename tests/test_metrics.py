@@ -137,3 +137,17 @@ def test_targets_other_than_zero_and_one_are_errors():
         metrics.check_targets(np.array([[0], [2]]), (2, 1))
     with pytest.raises(RunError, match="same"):
         metrics.check_targets(np.array([[0], [1]]), (3, 1))
+
+
+def test_intervals_of_labels_are_those_of_samples_drawn_with_replacement():
+    rng = np.random.default_rng(3)
+    true_NC = rng.random((300, 3)) < [0.5, 0.1, 0.02]
+    decided_NC = true_NC ^ (rng.random((300, 3)) < 0.15)
+    low_C, high_C = metrics.label_f2_intervals(decided_NC, true_NC, 0, 4000)
+    drawn = [rng.integers(0, 300, 300) for _ in range(2000)]
+    f2_BC = np.stack([metrics.label_scores(decided_NC[rows], true_NC[rows]).f2_C for rows in drawn])
+    np.testing.assert_allclose(low_C, np.quantile(f2_BC, 0.025, axis=0), atol=0.012)
+    np.testing.assert_allclose(high_C, np.quantile(f2_BC, 0.975, axis=0), atol=0.012)
+    assert (low_C < metrics.label_scores(decided_NC, true_NC).f2_C).all()
+    again_C, _ = metrics.label_f2_intervals(decided_NC[::-1], true_NC[::-1], 0, 4000)
+    assert (again_C == low_C).all(), "the order of samples means nothing"

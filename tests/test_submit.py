@@ -89,6 +89,20 @@ def test_an_ensemble_is_an_array_of_members_and_folds_then_their_combination(fol
     assert ("--folds" in members) == ("--folds" in combined) == (folds == "5")
 
 
+def test_recipes_over_folds_are_an_array_of_all_their_runs(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text((REPOSITORY / "planet_dist" / "recipes" / "small-resnet-32.toml").read_text())
+    recipes = ["--recipes", f"small-resnet-32,{own}", "--folds", "4", "--data", "DATASET", "--out", "DIR"]
+    members, combined = shown("ensemble", *recipes, "--grouped", "evaluate.turns=1")
+    here = Path.cwd()
+    given = [
+        *("--recipes", f"small-resnet-32,{own}", "--folds", "4", "--grouped"),
+        *("--data", str(here / "DATASET"), "--out", str(here / "DIR"), "evaluate.turns=1"),
+    ]
+    assert "--array=0-7" in members
+    assert members[-len(given) :] == given == combined[-len(given) :]
+
+
 def test_a_dataset_is_an_array_of_parts_then_their_publication() -> None:
     sources = ["--images", "CHIPS", "--labels", "train.csv", "--out", "/data/D"]
     parts, last = shown("build", *sources, "--parts", "4", "--on-bad", "skip", "--shard-bytes", "1GB")
@@ -137,8 +151,9 @@ def test_where_there_is_no_sbatch_the_remedy_is_named(tmp_path: Path, monkeypatc
         (["train", *RUN, "phases.0.epochs=none"], "phases.0.epochs"),
         (["train", "--recipe", "small-resnet-23", "--data", "D", "--out", "R"], "did you mean 'small-resnet-32'"),
         (["ensemble", *ENSEMBLE, "phases.0.epoch=1"], "epoch"),
-        (["ensemble", *ENSEMBLE, "--folds", "1"], "give 2 or more"),
+        (["ensemble", *ENSEMBLE, "--folds", "1"], "give 3 or more"),
         (["ensemble", *ENSEMBLE, "--folds", "3", "data.split"], "section.key=value"),
+        (["ensemble", "--recipes", "small-resnet-32", "--data", "D", "--out", "R"], "--recipes needs --folds"),
     ],
 )
 def test_what_cannot_run_is_not_submitted(sbatch: Path, words: list[str], message: str) -> None:
