@@ -83,7 +83,7 @@ def _stacked(stacking: Stacking | None, decision: Decision) -> str:
         f"{name} ({len(members)})" for name, members in zip(stacking.recipes, stacking.members, strict=True)
     )
     return (
-        f"each recipe's networks ({recipes}) are averaged by their logits, the recipes combined by "
+        f"each recipe's networks ({recipes}) are averaged, the recipes combined by "
         f"{stacking.combiner}; on what comes of it: {_decides(decision)}"
     )
 

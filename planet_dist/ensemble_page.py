@@ -96,8 +96,8 @@ def steps(evaluation: FoldsEvaluation) -> str:
     words = (
         "Sample-averaged F2. Each chip is answered by networks that were not trained on it; and the recipe, the way to "
         "combine, its penalties and the decision rule are fitted and chosen without the chip's fold. The last step's "
-        "F2 is what to expect of the bundle. On new chips each recipe answers by the mean of its networks' logits "
-        "rather than by one network, which these figures do not have. A gain whose interval holds 0 may be noise."
+        "F2 is what to expect of the bundle. On new chips each recipe answers by the mean of its networks "
+        "rather than by one of them, which these figures do not have. A gain whose interval holds 0 may be noise."
     )
     grid = table(
         Grid(["step", "F2", "95% interval", "against", "gain", "95% interval"], rows, prose=[3], chosen=len(rows) - 1)

@@ -19,7 +19,7 @@ from planet_dist.augment import views
 from planet_dist.bundle import Bundle, Ready
 from planet_dist.losses import independent_logits
 from planet_dist.onnx_decision import decision_module
-from planet_dist.stack import MOST_LOGIT, StackedCombination
+from planet_dist.stack import LEAST_PROBABILITY, StackedCombination
 
 _FIXED_POINT_BITS = 15  # torch's weights stay below 2^15
 _MOST_PRECISION = 22
@@ -105,13 +105,20 @@ class StackedNetwork(nn.Module):
         Args:
             images_BHWC: pixels of the training chips' size, bands and dtype.
         """
-        # Bounded as those of stack.logits, and so the means are too.
-        logits = [member(images_BHWC).clamp(-MOST_LOGIT, MOST_LOGIT) for member in self.members]
-        recipes_BD = torch.cat([torch.stack([logits[m] for m in places]).mean(dim=0) for places in self.places], dim=1)
-        columns_BD = recipes_BD if self.scale == "logits" else torch.sigmoid(recipes_BD)
+        logits = [member(images_BHWC) for member in self.members]
+        columns_BD = self._recipes(logits)
+        if self.scale == "logits":
+            # As stack.logits has them; the complement by itself, for 1 - 1e-12 is 1 in an exporter's float32 constant.
+            others_BD = self._recipes([-one for one in logits])
+            columns_BD = columns_BD.clamp(min=LEAST_PROBABILITY).log() - others_BD.clamp(min=LEAST_PROBABILITY).log()
         sums_BC = columns_BD @ self.weights_DC + self.bias_C
         combined_BC = sums_BC.clamp(0.0, 1.0) if self.scale == "probabilities" else torch.sigmoid(sums_BC)
         return combined_BC.float(), self.decision(combined_BC)
+
+    def _recipes(self, logits: list[Tensor]) -> Tensor:
+        """The means of recipes' probabilities (B, D)."""
+        means = [torch.stack([torch.sigmoid(logits[m]) for m in places]).mean(dim=0) for places in self.places]
+        return torch.cat(means, dim=1)
 
 
 class ChipNetwork(nn.Module):

@@ -4,15 +4,14 @@
     mean of logits, logistic                       probabilities = sigmoid(sum of weights x logits + bias)
 
 The sum goes over all recipes and all their labels: a recipe's answer on "clear" may speak about "road". A recipe's
-answer on a new chip is the mean of the logits of its folds' networks, as a probability. Logits are finite for all
-probabilities: they're bounded by those of 1e-12 and its complement.
+answer on a new chip is the mean of the probabilities of its folds' networks. Logits are finite for all probabilities:
+they're bounded by those of 1e-12 and its complement.
 
 Suffixes: R recipes, M members, N samples, C labels, D = R x C columns, the first recipe's labels first.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +23,6 @@ from planet_dist.metrics import Array, Bools, Floats, check_probabilities, proba
 
 Scale = Literal["probabilities", "logits"]
 LEAST_PROBABILITY = 1e-12
-MOST_LOGIT = math.log((1.0 - LEAST_PROBABILITY) / LEAST_PROBABILITY)
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,12 @@ class StackedCombination:
 
 
 def recipe_answers(probabilities_MNC: Floats, members: Sequence[Sequence[int]]) -> Floats:
-    """Each recipe's probabilities (R, N, C), from the mean of its members' logits.
+    """Each recipe's probabilities (R, N, C), the mean of its members'.
 
-    A stack and its decision are fitted on the answers of single networks. The mean of logits keeps how sure a single
-    network is on average; the mean of probabilities would move rare labels' answers towards one half.
+    A stack and its decision are fitted to the answers of single networks. This mean keeps how often they expect each
+    label; that of their logits would lower it for rare labels.
     """
-    return np.stack([probabilities(logits(probabilities_MNC[list(places)]).mean(axis=0)) for places in members])
+    return np.stack([probabilities_MNC[list(places)].mean(axis=0) for places in members])
 
 
 def columns(answers_RNC: Floats, scale: Scale) -> Floats:

@@ -19,7 +19,7 @@ from planet_dist.metrics import Bools, Floats, probabilities
 from planet_dist.stack import Stack, mean_weights
 from shards.errors import RunError
 
-_ENOUGH = 1e-7  # nats over all rows that a last step could still gain
+_ENOUGH = 1e-9  # nats a row that a last step could still gain
 _STEPS_PER_CURVATURE, _MOST_STEPS, _LEAST_STEP = 8, 200, 2.0**-30
 
 
@@ -64,7 +64,7 @@ class _Fit:
         for step in range(1, _MOST_STEPS + 1):
             gradient_AE = self._gradient(active_A, penalty_E)
             way_AE = np.einsum("aef,af->ae", inverse_AEE, gradient_AE)
-            open_A = (way_AE * gradient_AE).sum(axis=1) > 2 * _ENOUGH
+            open_A = (way_AE * gradient_AE).sum(axis=1) > 2 * _ENOUGH * len(self._inputs_NE)
             active_A, inverse_AEE = active_A[open_A], inverse_AEE[open_A]
             if not len(active_A):
                 return self._change_EC.copy()

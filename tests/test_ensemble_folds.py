@@ -256,6 +256,8 @@ def test_recipes_are_trained_on_every_fold_by_one_command_which_goes_on_where_it
         assert f"data.split=kfold:3/{i % 3}" in command
         assert "data.split_seed=0" in command and "evaluate.best_by=last" in command
     assert 'tracking.group="out-smoothed"' in commands[5]
+    grouped = run_command("train", *given, "--grouped", "--launch-config", launch, "--dry-run")
+    assert grouped.exit_code == 1 and "planet-shard groups" in grouped.stderr
     # All but the last are there already, made without training.
     for place, command in zip(places[:-1], commands[:-1], strict=True):
         words = command[command.index("auto") + 1 :]
