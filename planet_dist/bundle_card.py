@@ -31,11 +31,12 @@ Opening it checks every file against its digest, and runs nothing out of it.
 
 def model_card(description: Description) -> str:
     """The card as Markdown; whatever comes from data is escaped."""
-    names = ", ".join(member.name for member in description.members)
+    stacking = description.stacking
+    names = ", ".join(stacking.recipes if stacking else [member.name for member in description.members])
     sections = [
         Section("What it is", *_summary(description)),
         Section("Data", *_data(description)),
-        *[_protocol(member) for member in description.members],
+        *_protocols(description),
         *_scores(description.scores),
         *_labels(description),
         Section("Limits", (), _limits(description)),
@@ -99,6 +100,14 @@ def _data(description: Description) -> tuple[list[str], list[str]]:
             for group in description.exclusive
         ),
     ]
+
+
+def _protocols(description: Description) -> list[Section]:
+    """One for each member; of a recipe's folds, which are trained alike, the first stands for all."""
+    if description.stacking is None:
+        return [_protocol(member) for member in description.members]
+    members = [description.members[places[0]] for places in description.stacking.members]
+    return [_protocol(member.model_copy(update={"name": f"{member.name} and its others"})) for member in members]
 
 
 def _protocol(member: Member) -> Section:
@@ -170,7 +179,7 @@ def _labels(description: Description) -> list[Section]:
 def _limits(description: Description) -> list[str]:
     counts = zip(description.labels, description.training_label_counts, strict=True)
     few = [label for label, count in counts if count < _FEW_CHIPS]
-    kept = {member.protocol.get("best checkpoint by", "") for member in description.members} - {""}
+    kept = {member.protocol.get("best checkpoint by", "") for member in description.members} - {"", "last"}
     return [
         "Nothing was measured on chips of another sensor, region, season or processing than those of the dataset.",
         "The scores are those of the split above: its validation chips come from the same collection as the training "

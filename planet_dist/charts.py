@@ -107,7 +107,7 @@ def intervals(title: str, rows: Sequence[Interval]) -> str:
     left = min(20 + _LETTER * max(len(row.name) for row in rows), WIDTH / 2)
     ticks = nice_ticks(min(row.low for row in rows), max(row.high for row in rows), most=5)
     low = min(ticks[0], *(row.low for row in rows))
-    across = _Scale(low, max(ticks[-1], *(row.high for row in rows)), left, WIDTH - 18)
+    across = _Scale(low, max(ticks[-1], *(row.high for row in rows)), left, WIDTH - 24)
     height = 26 * len(rows) + 30
     parts = []
     for tick in ticks:

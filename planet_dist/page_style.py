@@ -143,7 +143,7 @@ summary { cursor: pointer; color: var(--blue); padding: 0.25rem 0; }
   .gallery { grid-template-columns: 1fr 1fr; gap: 0.5rem; }
   .panel, .charts figure, .pictures figure { padding: 0.7rem; }
   th, td { padding: 0.34rem 0.5rem; }
-  td.text { min-width: 9rem; }
+  td.text { min-width: 11rem; }
   td.bar { min-width: 4.8rem; }
   svg text { font-size: 14.5px; }
   .three svg text { font-size: 12px; }

@@ -189,6 +189,7 @@ def test_the_card_and_the_page_say_what_it_is_and_what_it_is_worth(combined: tup
     card = (out / "bundle" / "MODEL_CARD.md").read_text()
     for shown in (f2, combiner, "one (3), two (3)", "95% interval", "best recipe at 0.2"):
         assert shown in card
+    assert card.startswith("# Model card: one, two\n") and card.count("## Protocol") == 2
     shown_page = page(evaluation, "E <b>")
     for shown in (f2, combiner, "What each step gained", "3 min", "two", "E &lt;b&gt;", "selective_logging"):
         assert shown in shown_page
