@@ -63,8 +63,9 @@ class OnLogits(nn.Module):
 
     def forward(self, given_BC: Tensor) -> Tensor:
         """Calibrated probabilities float64 (B, C)."""
-        inside_BC = given_BC.clamp(LEAST_PROBABILITY, 1.0 - LEAST_PROBABILITY)
-        return torch.sigmoid(self.slopes_C * (torch.log(inside_BC) - torch.log(1.0 - inside_BC)) + self.offsets_C)
+        # From below alone: the exporter keeps bounds in float32, in which 1 - LEAST_PROBABILITY is 1.
+        present_BC, absent_BC = given_BC.clamp(min=LEAST_PROBABILITY), (1.0 - given_BC).clamp(min=LEAST_PROBABILITY)
+        return torch.sigmoid(self.slopes_C * (present_BC.log() - absent_BC.log()) + self.offsets_C)
 
 
 class BrokenLines(nn.Module):
