@@ -7,13 +7,23 @@ train.py to its first step.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
-def leave_compiler_out() -> None:
-    """Lets optimizers do without it. Where torch does these things in another way, nothing changes."""
+def leave_compiler_out(ranks: int) -> None:
+    """Lets optimizers do without it. Where torch does these things in another way, nothing changes.
+
+    Args:
+        ranks: of the run. With several, DDP needs the compiler's settings, and it's loaded here: later, the time would
+            be that of a first step, in which other ranks wait.
+    """
+    if ranks > 1:
+        import_module("torch._dynamo")
+        return
     for name in dir(torch.optim.Optimizer):
         wrapper = getattr(torch.optim.Optimizer, name)
         inner = getattr(wrapper, "__wrapped__", None)

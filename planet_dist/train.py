@@ -97,7 +97,6 @@ def train(
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|torch")
     end_with_launcher()
-    leave_compiler_out()
     run = RunFolder(out)
     on_cpu = check_launch(find_launch())
     run.check(resume)
@@ -107,6 +106,7 @@ def train(
     accelerator = make_accelerator(
         on_cpu=on_cpu, timeout_minutes=timeout_minutes, log_with="wandb", project_dir=str(out)
     )
+    leave_compiler_out(accelerator.num_processes)
     data = open_data(config, data_location)
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
     if accelerator.is_main_process:
