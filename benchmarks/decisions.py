@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from printed import Printer
 
 from planet_dist.calibration import METHODS, Calibration, Method, fit_calibration
 from planet_dist.crossfit import cross_fitted, fold_numbers
@@ -123,21 +122,6 @@ def scores(rules: Sequence[Any], rows: tuple[Floats, Bools]) -> list[tuple[str, 
     return found
 
 
-def show(title: str, columns: list[str], rows: list[list[str]], markdown: bool) -> None:
-    """Prints one table."""
-    if markdown:
-        ruler = ["---", *["---:"] * (len(columns) - 1)]
-        print(f"\n{title}\n")
-        print(*("| " + " | ".join(row) + " |" for row in [columns, ruler, *rows]), sep="\n")
-        return
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
 def main() -> None:
     """Measures all rules and prints one table."""
     parser = argparse.ArgumentParser(description="Decision rules: cost and worth")
@@ -161,7 +145,9 @@ def main() -> None:
         columns += [f"F2, {len(real[0]):,} real", "from flat 0.2, 1e-4"]
         rows = [[*row, *score] for row, score in zip(rows, scores(rules, real), strict=True)]
     software = f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}"
-    show(f"Decision rules, 17 labels, cross-fitted in {FOLDS} folds ({software})", columns, rows, options.markdown)
+    Printer(options.markdown).table(
+        f"Decision rules, 17 labels, cross-fitted in {FOLDS} folds ({software})", columns, rows
+    )
 
 
 if __name__ == "__main__":

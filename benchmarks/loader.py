@@ -27,8 +27,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from printed import Printer
 
 from shards.build import BuildOptions, build
 from shards.labels import PLANET
@@ -188,27 +187,6 @@ def first_batches(folder: Path, cores: int, repeats: int) -> list[float]:
     command = [sys.executable, "-c", FIRST_BATCH, str(folder), str(HERE), str(cores)]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(repeats)]
     return [float(run.stdout) for run in runs]
-
-
-class Printer:
-    """Prints tables, for a terminal or as Markdown."""
-
-    def __init__(self, markdown: bool) -> None:
-        self.markdown = markdown
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """One table, its first column text and the others figures."""
-        if self.markdown:
-            ruler = ["---", *["---:"] * (len(columns) - 1)]
-            print(f"\n{title}\n")
-            print(*("| " + " | ".join(row) + " |" for row in [columns, ruler, *rows]), sep="\n")
-            return
-        table = Table(title=title, title_justify="left")
-        for place, column in enumerate(columns):
-            table.add_column(column, justify="right" if place else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
 
 
 def rates_of(contestant: Contestant) -> list[str]:

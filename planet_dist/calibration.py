@@ -21,13 +21,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from planet_dist.metrics import Bools, Floats, probabilities
+from planet_dist.metrics import Bools, Floats, logits, probabilities
 from shards.errors import RunError
 
 Method = Literal["none", "temperature", "platt", "isotonic"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-LEAST_PROBABILITY = 1e-12  # of a logit: what saturated in float32 counts as this far from 0 and 1
 _MOST_STEPS = 100
 _LEAST_DESCENT = 1e-13  # of the mean cross-entropy, in nats: Newton's method ends below it
 _LEAST_SIZE = 1e-9  # of a step that was halved again and again
@@ -95,7 +94,7 @@ class Logistic:
 
     def apply(self, probabilities_NC: Floats) -> Floats:
         """Calibrated probabilities float64 (N, C) of float64 ones in [0, 1]."""
-        return probabilities(np.array(self.slopes) * _logits(probabilities_NC) + np.array(self.offsets))
+        return probabilities(np.array(self.slopes) * logits(probabilities_NC) + np.array(self.offsets))
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a file."""
@@ -167,7 +166,7 @@ def fit_calibration(method: Method, probabilities_NC: Floats, true_NC: Bools) ->
         columns = zip(probabilities_NC.T, true_NC.T, strict=True)
         lines = [_isotonic(given_N, true_N) for given_N, true_N in columns]
         return Isotonic(tuple(points for points, _ in lines), tuple(values for _, values in lines))
-    slopes_C, offsets_C = _logistic(_logits(probabilities_NC), true_NC, offset=method == "platt")
+    slopes_C, offsets_C = _logistic(logits(probabilities_NC), true_NC, offset=method == "platt")
     return Logistic(method, tuple(slopes_C.tolist()), tuple(offsets_C.tolist()))
 
 
@@ -195,12 +194,6 @@ def _floats(values: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         raise TypeError("needs lists of numbers")
     return tuple(map(float, values))
-
-
-def _logits(probabilities_NC: Floats) -> Floats:
-    inside_NC = np.clip(probabilities_NC, LEAST_PROBABILITY, 1.0 - LEAST_PROBABILITY)
-    logits_NC: Floats = np.log(inside_NC) - np.log1p(-inside_NC)
-    return logits_NC
 
 
 def _logistic(logits_NC: Floats, true_NC: Bools, *, offset: bool) -> tuple[Floats, Floats]:

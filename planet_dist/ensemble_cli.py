@@ -8,12 +8,31 @@ planet-dist ensemble combine DIR/members/*/fold-* --rule stacked --data DATASET 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from shards.errors import ConfigError, PlanetError
+
+
+def members_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that name an ensemble's members: the same wherever they are trained."""
+    options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
+        click.option("--recipe", help="An ensemble's name, for instance paper1-ensemble, or a TOML file."),
+        click.option(
+            "--recipes", metavar="A,B,...", help="In its place: recipes by name or TOML file, to train over --folds."
+        ),
+        click.option(
+            "--folds", default=0, show_default=True, help="Train every member on each of so many folds, and stack them."
+        ),
+        click.option(
+            "--grouped", is_flag=True, help="Of --folds: related chips stay in one fold (planet-shard groups)."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -90,12 +109,7 @@ def _say_where(bundle: Path) -> None:
 
 
 @ensemble.command("train")
-@click.option("--recipe", help="An ensemble's name, for instance paper1-ensemble, or a TOML file.")
-@click.option("--recipes", metavar="A,B,...", help="In its place: recipes by name or TOML file, to train over --folds.")
-@click.option(
-    "--folds", default=0, show_default=True, help="Train every member on each of so many folds, and stack them."
-)
-@click.option("--grouped", is_flag=True, help="Of --folds: related chips stay in one fold (planet-shard groups).")
+@members_options
 @click.option("--data", required=True, help="A dataset of planet-shard build: its folder, or the URL of one.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The ensemble's folder.")
 @click.option(

@@ -25,12 +25,11 @@ from planet_dist.bundle_description import Description, Member, Stacking
 from planet_dist.bundle_files import write_bundle
 from planet_dist.crossfit import Evaluation, RuleScore
 from planet_dist.decision_rules import rules_for
-from planet_dist.metrics import Floats, LabelScores, label_f2_intervals, label_scores, mean_f2
+from planet_dist.metrics import Floats, LabelScores, label_f2_intervals, label_scores, logits, mean_f2
 from planet_dist.out_of_fold import FoldRun, Recipe, gather
 from planet_dist.predictions import write_predictions
 from planet_dist.runfolder import RunFolder
 from planet_dist.runlogs import read_logs
-from planet_dist.stack import logits
 from planet_dist.stack_choice import Material
 from planet_dist.stack_nested import FLAT, Nested, judge
 from shards.errors import RunError

@@ -40,6 +40,16 @@ class LabelScores:
     support_C: NDArray[np.int64]
 
 
+LEAST_PROBABILITY = 1e-12  # of a logit: what saturated in float32 counts as this far from 0 and 1
+
+
+def logits(probabilities_any: Floats) -> Floats:
+    """Finite logits of float64 probabilities of any shape, bounded by those of LEAST_PROBABILITY and its complement."""
+    inside = np.clip(probabilities_any, LEAST_PROBABILITY, 1.0 - LEAST_PROBABILITY)
+    found: Floats = np.log(inside) - np.log1p(-inside)
+    return found
+
+
 def probabilities(logits_NC: Array) -> Floats:
     """The logistic function, in float64 whatever the logits' precision.
 

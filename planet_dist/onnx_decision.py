@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planet_dist.calibration import LEAST_PROBABILITY, Calibration, Isotonic, Logistic
+from planet_dist.calibration import Calibration, Isotonic, Logistic
 from planet_dist.decision import Decision, ExpectedF2
 from planet_dist.expected_f2 import Units
-from planet_dist.metrics import BETA_SQUARED
+from planet_dist.metrics import BETA_SQUARED, LEAST_PROBABILITY
 
 
 def decision_module(decision: Decision) -> nn.Module:

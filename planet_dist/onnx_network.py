@@ -18,8 +18,9 @@ from torch.nn import functional
 from planet_dist.augment import views
 from planet_dist.bundle import Bundle, Ready
 from planet_dist.losses import independent_logits
+from planet_dist.metrics import LEAST_PROBABILITY
 from planet_dist.onnx_decision import decision_module
-from planet_dist.stack import LEAST_PROBABILITY, StackedCombination
+from planet_dist.stack import StackedCombination
 
 _FIXED_POINT_BITS = 15  # torch's weights stay below 2^15
 _MOST_PRECISION = 22

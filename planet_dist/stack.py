@@ -19,10 +19,9 @@ from typing import Literal
 import numpy as np
 
 from planet_dist.decision import Decision
-from planet_dist.metrics import Array, Bools, Floats, check_probabilities, probabilities
+from planet_dist.metrics import Array, Bools, Floats, check_probabilities, logits, probabilities
 
 Scale = Literal["probabilities", "logits"]
-LEAST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,6 @@ def columns(answers_RNC: Floats, scale: Scale) -> Floats:
     recipes, count, labels = answers_RNC.shape
     on_scale_RNC = logits(answers_RNC) if scale == "logits" else answers_RNC
     return np.ascontiguousarray(on_scale_RNC.transpose(1, 0, 2).reshape(count, recipes * labels))
-
-
-def logits(probabilities_any: Floats) -> Floats:
-    """Finite logits of probabilities of any shape."""
-    inside = np.clip(probabilities_any, LEAST_PROBABILITY, 1.0 - LEAST_PROBABILITY)
-    found: Floats = np.log(inside) - np.log1p(-inside)
-    return found
 
 
 def mean_weights(speaks_RC: Bools) -> Floats:

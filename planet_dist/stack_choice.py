@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planet_dist.crossfit import Evaluation, RuleScore, choose, evaluate_rules
+from planet_dist.crossfit import Evaluation, RuleScore, choose, cross_fitted, evaluate_rules
 from planet_dist.decision import DecisionRule
 from planet_dist.metrics import Bools, Floats, bootstrap_means, interval, mean_f2, sample_f2
 from planet_dist.stack import Scale, Stack, columns
 from planet_dist.stack_fits import COMBINERS, Combiner, row_losses
-from planet_dist.thresholds import RULES, decide, fit_single
+from planet_dist.thresholds import BEST_SINGLE, RULES, decide
 
 LEAST_FOLDS = 3  # of two, nothing remains to choose on once both are left out
 
@@ -180,7 +180,9 @@ class Chooser:
         material = self.material
         rows_N = material.rows(material.folds - without)
         true_NC, fold_of_N = material.true_NC[rows_N], material.fold_of_N[rows_N]
-        decided = [_by_one_threshold(one.held_out_NC[rows_N], true_NC, fold_of_N) for one in combined]
+        decided = [
+            cross_fitted(BEST_SINGLE, one.held_out_NC[rows_N], true_NC, fold_of_N, material.labels) for one in combined
+        ]
         scores_NW = np.stack([sample_f2(decided_NC, true_NC) for decided_NC in decided], axis=1)
         means_W, means_BW = scores_NW.mean(axis=0), bootstrap_means(scores_NW, self.seed)
         best = int(means_W.argmax())
@@ -192,23 +194,13 @@ class Chooser:
                 RuleScore(
                     one.combiner.name,
                     one.combiner.fitted(recipes, labels),
-                    mean_f2(decide(same_NC, fit_single(same_NC, true_NC)), true_NC),
+                    mean_f2(decide(same_NC, BEST_SINGLE.fit(same_NC, true_NC)), true_NC),
                     float(means_W[w]),
                     *interval(means_BW[:, w]),
                     *interval(means_BW[:, best] - means_BW[:, w]),
                 )
             )
         return tuple(scores)
-
-
-def _by_one_threshold(probabilities_NC: Floats, true_NC: Bools, fold_of_N: NDArray[np.int64]) -> Bools:
-    """Decisions by one threshold for all labels, each row's fitted without its fold."""
-    decided_NC = np.zeros(true_NC.shape, dtype=bool)
-    for fold in np.unique(fold_of_N):
-        held_out_N = fold_of_N == fold
-        threshold_C = fit_single(probabilities_NC[~held_out_N], true_NC[~held_out_N])
-        decided_NC[held_out_N] = decide(probabilities_NC[held_out_N], threshold_C)
-    return decided_NC
 
 
 def _of_each_label(path: Sequence[Stack], chosen_C: NDArray[np.intp]) -> Stack:

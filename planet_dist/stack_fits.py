@@ -25,8 +25,8 @@ from functools import partial
 
 import numpy as np
 
-from planet_dist.metrics import Bools, Floats
-from planet_dist.stack import LEAST_PROBABILITY, Scale, Stack, mean_weights, own_label_weights
+from planet_dist.metrics import LEAST_PROBABILITY, Bools, Floats
+from planet_dist.stack import Scale, Stack, mean_weights, own_label_weights
 from planet_dist.stack_logistic import fit_logistic
 
 RIDGE_PENALTIES = (1e6, 1e3, 3e2, 1e2, 3e1, 1e1, 3e0, 1e0)

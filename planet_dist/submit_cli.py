@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planet_dist.ensemble_cli import members_options
+
 if TYPE_CHECKING:
     from planet_dist.submit import Job
 
@@ -121,12 +123,7 @@ def submit_train(
 
 
 @submit.command("ensemble")
-@click.option("--recipe", help="An ensemble's name, or the path of a TOML file.")
-@click.option("--recipes", metavar="A,B,...", help="In its place: recipes by name or TOML file, to train over --folds.")
-@click.option(
-    "--folds", default=0, show_default=True, help="Train every member on each of so many folds, and stack them."
-)
-@click.option("--grouped", is_flag=True, help="Of --folds: related chips stay in one fold (planet-shard groups).")
+@members_options
 @_training_options
 def submit_ensemble(
     recipe: str | None,

@@ -278,11 +278,13 @@ def _flat(value: float) -> Rule:
     )
 
 
+BEST_SINGLE = Rule("best-single", lambda labels: 1, fit_single)
+
 RULES = (
     Rule("constant", lambda labels: labels, fit_constant),
     _flat(0.5),
     _flat(0.2),
-    Rule("best-single", lambda labels: 1, fit_single),
+    BEST_SINGLE,
     Rule("grid-independent", lambda labels: labels, fit_independent_grid),
     Rule("grid-joint", lambda labels: labels, fit_joint_grid),
     Rule("exact", lambda labels: labels, fit_exact),
