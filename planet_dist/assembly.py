@@ -12,6 +12,7 @@ from planet_dist.config import Config
 from planet_dist.data import Data
 from planet_dist.losses import Loss, build_loss
 from planet_dist.models import Network, build_model
+from shards.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -61,4 +62,23 @@ def assemble(config: Config, data: Data, device: torch.device, weights: dict[str
         trained_NC.T @ trained_NC,
         len(trained_NC),
     )
-    return Parts(preprocess, model.to(device).to(memory_format=torch.channels_last), loss.to(device))
+    model = model.to(device).to(memory_format=torch.channels_last)
+    for number, phase in enumerate(config.phases):
+        if phase.size:
+            _require_size(model, preprocess.at(phase.size), f"phases.{number}.size {phase.size}", config.model.name)
+    return Parts(preprocess, model, loss.to(device))
+
+
+def _require_size(model: Network, preprocess: Preprocess, what: str, name: str) -> None:
+    """Refuses a phase's size that the network, made for another one, cannot take."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(preprocess.blank(1))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"{what}: {name} cannot take it beside its own size ({error}); "
+            "leave it out, or choose another size or network"
+        ) from error
+    finally:
+        model.train(was_training)

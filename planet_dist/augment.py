@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from planet_dist.config import AugmentConfig, DataConfig
-from planet_dist.draws import Draws, draw
+from planet_dist.draws import Draws, draw, draw_mixing
+from planet_dist.mixing import mix, partner_weights
 from shards.errors import ConfigError, DatasetError
 from shards.pixels import PixelFormat
 
@@ -93,6 +94,7 @@ class Preprocess:
         device: torch.device | str = "cpu",
     ) -> None:
         assert len(mean) == len(std) == form.bands, "the statistics have one entry for each band"
+        self._data, self._mean, self._std = data, mean, std
         self.height, self.width = (data.size, data.size) if data.size else (form.height, form.width)
         self._form = form
         self._augment = augment or AugmentConfig()
@@ -123,6 +125,13 @@ class Preprocess:
             raise ConfigError(f"chips of {self.height}x{self.width}: networks here take squares; set data.size")
         return self.height
 
+    def at(self, size: int) -> Preprocess:
+        """The same for another size of the output, in pixels; 0 for that of the chips themselves."""
+        data = self._data.model_copy(update={"size": size})
+        return Preprocess(
+            data, self._form, self._mean, self._std, augment=self._augment, seed=self._seed, device=self._device
+        )
+
     def train(self, images_BHWC: Tensor, ids_B: NDArray[np.int64], epoch: int) -> Tensor:
         """The chips, each changed at random by (seed, epoch, its id).
 
@@ -146,6 +155,19 @@ class Preprocess:
         if self._augment.flip or self._augment.quarter_turns:
             resized_BHWC = _move_each(resized_BHWC, 4 * draws.mirror_B + draws.turns_B)
         return self.normalise(resized_BHWC).permute(0, 3, 1, 2)
+
+    def mix(
+        self, images_BCHW: Tensor, targets_BC: Tensor, ids_B: NDArray[np.int64], epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """What `train` gives, mixed with others of the batch at random by (seed, epoch, id); labels likewise.
+
+        Returns:
+            Images and targets of planet_dist.mixing; the same ones where nothing is to be mixed.
+        """
+        if not (self._augment.cutmix or self._augment.mixup):
+            return images_BCHW, targets_BC
+        weights_BHW = partner_weights(draw_mixing(self._augment, self._seed, epoch, ids_B), self.height, self.width)
+        return mix(images_BCHW, targets_BC, _send(torch.from_numpy(weights_BHW), self._device))
 
     def evaluate(self, images_BHWC: Tensor) -> Tensor:
         """The chips as they are; shapes and errors as for `train`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.errors import ConfigError
 
@@ -68,6 +68,8 @@ class AugmentConfig(_Section):
         rotate_degrees: turn by an angle drawn from [-x, x]; what lies outside is reflected in.
         shift: move by a fraction of the side drawn from [-x, x] along both axes; reflected likewise.
         scale: zoom by a factor drawn from [1 - x, 1 + x].
+        cutmix, mixup: shares of the chips of which a box is another's of the batch, or which are blended with one,
+            labels likewise; see planet_dist.mixing.
     """
 
     flip: bool = False
@@ -75,6 +77,14 @@ class AugmentConfig(_Section):
     rotate_degrees: float = Field(0.0, ge=0, le=180)
     shift: float = Field(0.0, ge=0, lt=1)
     scale: float = Field(0.0, ge=0, lt=1)
+    cutmix: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_mixing_a_chip(self) -> AugmentConfig:
+        if self.cutmix + self.mixup > 1:
+            raise ValueError(f"cutmix {self.cutmix} and mixup {self.mixup} are shares of the chips; together 1 at most")
+        return self
 
 
 class ModelConfig(_Section):
@@ -138,11 +148,14 @@ class PhaseConfig(_Section):
 
     Attributes:
         epochs: passes over the training chips.
+        size: side in pixels of the network's input while this phase trains, for progressive resizing; 0 takes
+            data.size. Validation always has data.size.
         batch_size: chips of an optimizer step over all processes together.
         accumulate: parts in which each process takes its share of a batch, to save memory.
         trains: "all" weights, those of the "head", or "from:MODULE": that module and all after it (for
             instance "from:Mixed_6d", "from:layer4"). What is frozen keeps its batch-norm statistics too.
-        optimizer: "adam", "adamw" or "sgd".
+        optimizer: "adam", "adamw", "sgd", or "muon" (planet_dist.muon: the same quality in half the epochs or less for
+            networks that start from random weights).
         schedule: the learning rate after warm-up: "constant", or "cosine" down to zero at the phase's end.
         warmup_epochs: over which the learning rate grows linearly from zero.
         clip_norm: largest norm of the whole gradient; 0 does not clip.
@@ -150,10 +163,11 @@ class PhaseConfig(_Section):
     """
 
     epochs: int = Field(gt=0)
+    size: int = Field(0, ge=0)
     batch_size: int = Field(gt=0)
     accumulate: int = Field(1, gt=0)
     trains: str = Field("all", pattern=r"^(all|head|from:[A-Za-z0-9_.]+)$")
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)

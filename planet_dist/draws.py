@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from planet_dist.config import AugmentConfig
 
-# Numbers owned by each chip, more than are used: a change that is added later moves none of the others.
+# Numbers owned by each chip.
 STREAMS = 8
-_MIRROR, _TURNS, _ANGLE, _ZOOM, _SHIFT_X, _SHIFT_Y = range(6)
+_MIRROR, _TURNS, _ANGLE, _ZOOM, _SHIFT_X, _SHIFT_Y, _MIX, _PLACE = range(8)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -66,6 +66,41 @@ def draw(config: AugmentConfig, seed: int, epoch: int, ids_B: NDArray[np.int64])
         1 + centred_BN[:, _ZOOM] * config.scale,
         centred_BN[:, [_SHIFT_X, _SHIFT_Y]] * config.shift,
     )
+
+
+class Mixing(NamedTuple):
+    """What each chip of a batch takes of its partner; at most one of the two is above nothing.
+
+    Attributes:
+        blend_B: float64, the partner's weight everywhere.
+        box_B4: float64, left, top, right and bottom of the rectangle that is the partner's, as fractions of the
+            width and the height; the box without area is (0, 0, 0, 0).
+    """
+
+    blend_B: NDArray[np.float64]
+    box_B4: NDArray[np.float64]
+
+
+def draw_mixing(config: AugmentConfig, seed: int, epoch: int, ids_B: NDArray[np.int64]) -> Mixing:
+    """Draws what each chip takes of its partner: nothing, a blend or a box.
+
+    The share that it takes is uniform from 0 to 1. A box has the chip's proportions and lies within it, anywhere as
+    likely. Arguments as for `draw`.
+    """
+    uniform_BN = uniform(seed, epoch, ids_B)
+    chance_B, place_B = uniform_BN[:, _MIX], uniform_BN[:, _PLACE]
+    boxed_B = chance_B < config.cutmix
+    blended_B = ~boxed_B & (chance_B < config.cutmix + config.mixup)
+    # Within the chances of what was drawn the same number is uniform once more.
+    share_B = np.where(boxed_B, chance_B, chance_B - config.cutmix) / np.where(
+        boxed_B, config.cutmix or 1.0, config.mixup or 1.0
+    )
+    side_B = np.where(boxed_B, np.sqrt(share_B.clip(0, 1)), 0.0)
+    # The upper and the lower bits of one number are two.
+    across_B, down_B = np.floor(place_B * 2**26) / 2**26, (place_B * 2**26) % 1
+    left_B, top_B = across_B * (1 - side_B) * boxed_B, down_B * (1 - side_B) * boxed_B
+    box_B4 = np.stack([left_B, top_B, left_B + side_B, top_B + side_B], axis=1)
+    return Mixing(np.where(blended_B, share_B, 0.0), box_B4)
 
 
 def uniform(seed: int, epoch: int, ids_B: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from planet_dist.config import PhaseConfig
 from planet_dist.ema import MovingAverage
 from planet_dist.losses import Loss
 from planet_dist.models import Network, set_trainable
+from planet_dist.muon import Muon
 from planet_dist.stopping import Wish
 from planet_dist.stopwatch import Stopwatch
 from planet_dist.stream import Batch
@@ -124,7 +125,8 @@ class Learner:
                 f"batch_size {phase.batch_size} gives no sample to some of {accelerator.num_processes} processes "
                 f"x {phase.accumulate} parts; raise batch_size, or use fewer processes"
             )
-        self.phase, self.model, self.loss, self.preprocess = phase, model, loss, preprocess
+        self.phase, self.model, self.loss = phase, model, loss
+        self.preprocess = preprocess.at(phase.size) if phase.size else preprocess
         self.accelerator, self.steps_per_epoch, self.seed = accelerator, steps_per_epoch, seed
         set_trainable(model, phase.trains)
         self.average = MovingAverage(model, phase.ema_decay) if phase.ema_decay else None
@@ -173,8 +175,9 @@ class Learner:
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 images_BCHW = self.preprocess.train(images_BHWC, ids_B, batch.epoch)
+                images_BCHW, soft_BC = self.preprocess.mix(images_BCHW, targets_BC, ids_B, batch.epoch)
                 logits_BC = self.wrapped(images_BCHW)
-                loss_B = self.loss(logits_BC, targets_BC, batch_length)
+                loss_B = self.loss(logits_BC, soft_BC, batch_length)
                 objective = loss_B.sum() * weight
                 if last:
                     objective = objective + self.model.penalty()
@@ -307,7 +310,7 @@ def _parts(batch: Batch, accumulate: int) -> Iterator[tuple[torch.Tensor, NDArra
 
 
 def make_optimizer(phase: PhaseConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The phase's optimizer. AdamW decays matrices and filters, not biases and norms' scales."""
+    """The phase's optimizer. AdamW and Muon decay matrices and filters, not biases and norms' scales."""
     rate, decay = phase.learning_rate, phase.weight_decay
     if phase.optimizer == "sgd":
         sgd = torch.optim.SGD(parameters, lr=rate, momentum=phase.momentum, weight_decay=decay, fused=True)
@@ -316,6 +319,8 @@ def make_optimizer(phase: PhaseConfig, parameters: list[nn.Parameter]) -> torch.
             # step is the same.
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
+    if phase.optimizer == "muon":
+        return Muon(parameters, rate, decay)
     if phase.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
     groups = [

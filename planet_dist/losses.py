@@ -1,6 +1,6 @@
 """Losses, as one number a chip.
 
-Letters in names: B chips, C labels. Logits x, targets t in {0, 1}, probabilities p; for every loss by label p
+Letters in names: B chips, C labels. Logits x, targets t from 0 to 1, probabilities p; for every loss by label p
 is sigmoid(x), and each label's terms are summed with its weight w and divided by C:
 
     bce             -t log p - (1 - t) log(1 - p); both papers (first 3.3, second 3.2)
@@ -86,7 +86,7 @@ class Loss(nn.Module):
 
         Args:
             logits_BC: of this rank's part of the batch, any float type.
-            targets_BC: 0 and 1, any type.
+            targets_BC: from 0 to 1, any type; between them where chips are mixed.
             batch_size: chips of the whole global batch, over all ranks and accumulated parts.
 
         Returns:

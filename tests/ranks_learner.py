@@ -62,6 +62,7 @@ def make_learner(
     *,
     dropout: float = 0.0,
     preprocess: type[Preprocess] = Preprocess,
+    augment: AugmentConfig | None = None,
     seed: int = 3,
     **phase: Any,
 ) -> Learner:
@@ -75,7 +76,7 @@ def make_learner(
         PhaseConfig.model_validate(settings | phase),
         network.to(memory_format=torch.channels_last),
         build_loss(LossConfig(), LABELS, vocabulary, np.ones(LABELS), np.eye(LABELS), CHIPS),
-        preprocess(DataConfig(), form, [120.0] * 3, [70.0] * 3, augment=AugmentConfig(flip=True), seed=seed),
+        preprocess(DataConfig(), form, [120.0] * 3, [70.0] * 3, augment=augment or AugmentConfig(flip=True), seed=seed),
         accelerator,
         steps_per_epoch=10,
         seed=seed,

@@ -26,6 +26,7 @@ LAYERS = [
         "interop",
         "launched",
         "launching",
+        "muon",
     },
     {"liveness", "metrics", "page_style", "papers", "plan", "progress", "split", "stopping"},
     {"stopwatch", "traces"},
@@ -33,7 +34,7 @@ LAYERS = [
     # Chips on their way to a network, and what its answers are measured by.
     {"calibration", "expected_f2"},
     {"chip_choice", "cuts", "data", "draws", "figures_chips", "host_cache", "label_noise", "losses", "models"},
-    {"device_cache", "page", "predictions"},
+    {"device_cache", "mixing", "page", "predictions"},
     {"runfolder", "stream", "tracking_dashboard", "tracking_merge", "tracking_tables"},
     {"runlogs", "runstate"},
     {"provenance", "report_parts"},

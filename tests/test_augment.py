@@ -327,3 +327,13 @@ def test_chips_of_another_form_are_refused(dtype: str, bands: int) -> None:
 def test_chips_of_another_size_are_resized_to_that_of_the_form() -> None:
     out_BCHW = preprocess(8, 3, "uint8").evaluate(make_chips(2, 16))
     assert torch.equal(out_BCHW, preprocess(16, 3, "uint8", 8).evaluate(make_chips(2, 16)))
+
+
+def test_another_size_differs_in_nothing_else() -> None:
+    chips_BHWC, ids_B = make_chips(5, 24), np.arange(5)
+    for size in (16, 24, 0):
+        found = preprocess(24, size=20, augment=EVERYTHING, seed=4).at(size)
+        expected = preprocess(24, size=size, augment=EVERYTHING, seed=4)
+        assert found.side == expected.side == (size or 24)
+        assert torch.equal(found.train(chips_BHWC, ids_B, 2), expected.train(chips_BHWC, ids_B, 2))
+        assert torch.equal(found.evaluate(chips_BHWC), expected.evaluate(chips_BHWC))

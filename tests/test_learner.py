@@ -15,9 +15,10 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from torch import nn
 
-from planet_dist.config import PhaseConfig
+from planet_dist.config import AugmentConfig, PhaseConfig
 from planet_dist.learner import Learner, NonFiniteError, learning_rate, make_optimizer
 from planet_dist.losses import Loss
+from planet_dist.muon import Muon
 from planet_dist.stopping import Wish
 from shards.errors import ConfigError
 from tests.conftest import launch
@@ -260,7 +261,8 @@ def test_weight_decay_spares_biases_and_norms(accelerator: Accelerator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+    ("name", "kind"),
+    [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD), ("muon", Muon)],
 )
 def test_each_optimizer_is_the_one_named(name: str, kind: type[torch.optim.Optimizer]) -> None:
     phase = PhaseConfig(epochs=1, batch_size=1, learning_rate=0.25, optimizer=name, weight_decay=0.125, momentum=0.75)
@@ -391,3 +393,22 @@ def test_parts_differ_by_one_chip_at_most_and_none_is_empty() -> None:
     assert part_sizes(3, slice(0, 7)) == [2, 2, 3]
     assert part_sizes(4, slice(0, 2)) == [1, 1]
     assert part_sizes(1, slice(0, 7)) == [7]
+
+
+def test_a_phase_trains_at_its_own_size(accelerator: Accelerator) -> None:
+    seen: list[torch.Size] = []
+    learner = make_learner(accelerator, "small-resnet", size=24)
+    learner.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    take(learner, make_batch(), 0, CHIPS)
+    assert seen == [torch.Size((CHIPS, 3, 24, 24))]
+
+
+def test_a_step_trains_on_mixed_chips_and_labels(accelerator: Accelerator) -> None:
+    learner, batch = make_learner(accelerator, augment=AugmentConfig(cutmix=0.5, mixup=0.5)), make_batch()
+    reference = make_learner(accelerator)
+    preprocess, model = learner.preprocess, reference.model.train()
+    images_BCHW = preprocess.train(batch.images_BHWC, batch.ids_B, 0)
+    mixed_BCHW, soft_BC = preprocess.mix(images_BCHW, batch.targets_BC, batch.ids_B, 0)
+    loss = nn.functional.binary_cross_entropy_with_logits(model(mixed_BCHW), soft_BC)
+    assert take(learner, batch, 0, CHIPS).loss == pytest.approx(loss.item(), rel=1e-6)
+    assert not torch.equal(soft_BC, batch.targets_BC)
