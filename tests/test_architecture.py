@@ -84,7 +84,6 @@ KEPT_OUT_OF_SHARDS = {"planet_dist", "torch", "torchvision", "accelerate", "webd
 # Modules whose tests stand in another's file; test_synth.py is that of synth.py and of every synth_*.py without one.
 TESTED_ELSEWHERE = {
     "planet_dist.__init__": "test_interop",
-    "planet_dist.assembly": "test_train",
     "planet_dist.backbones": "test_models",
     "planet_dist.cli": "test_planet_cli",
     "planet_dist.ending": "test_progress",
