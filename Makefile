@@ -41,8 +41,8 @@ demo: $(READY) ## made chips -> shards -> two training processes -> thresholds -
 	accelerate launch --config_file launch/cpu.yaml planet_dist/train.py --recipe small-resnet-32 \
 	    --data demo/dataset --out demo/run data.split=tail:600 phases.0.epochs=20 phases.0.batch_size=64
 
-test: $(READY) ## all tests
-	python -m pytest
+test: $(READY) ## all tests, on two cores
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak-slurm: $(READY) ## every fault of a cluster against a run that was left alone (root and SLURM; twenty minutes)
 	python -m tests.soak_slurm

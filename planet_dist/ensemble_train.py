@@ -1,4 +1,4 @@
-"""All members of an ensemble by one command, in turn.
+"""All members of an ensemble by one command, in turn or side by side.
 
     OUT/members/RECIPE/             a run; 0-RECIPE, 1-RECIPE ... where recipes bear one name
     OUT/members/RECIPE/fold-0/      over folds: a run for each of them
@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import queue
+import threading
 import tomllib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from planet_dist.combination import CombinationRule
 from planet_dist.config import RECIPES, load_config
 from planet_dist.ensemble import RARE_SHARE, combine_runs
 from planet_dist.ensemble_scores import EnsembleEvaluation
-from planet_dist.launching import run_training, training_command
+from planet_dist.launching import run_training, training_command, visible_devices
 from planet_dist.out_of_fold import Splits
 from planet_dist.runfolder import RunFolder
 from planet_dist.stack_choice import LEAST_FOLDS
@@ -247,34 +250,77 @@ def train_ensemble(
     members: Sequence[PlannedMember],
     out: Path,
     *,
+    at_once: int = 1,
     note: Callable[[str], None] = lambda line: None,
 ) -> EnsembleEvaluation:
-    """Trains the members that are not finished, in turn, and combines all of them.
+    """Trains the members that are not finished, and combines all of them.
 
     Args:
         members: of plan_members, without folds.
         out: the ensemble's folder.
-        note: is told which member comes next.
+        at_once, note: of train_members.
 
     Raises:
         TrainingError: a member's training failed.
         RunError: a member was stopped before its end, or the members cannot be combined.
     """
-    train_members(members, note=note)
+    train_members(members, at_once=at_once, note=note)
     runs = [member.run for member in members]
     return combine_runs(runs, ensemble.rule, out, rare=ensemble.rare, rare_share=ensemble.rare_share)
 
 
-def train_members(members: Sequence[PlannedMember], *, note: Callable[[str], None] = lambda line: None) -> None:
-    """Trains the members that are not finished, in turn; arguments and errors as those of train_ensemble."""
-    for i, member in enumerate(members):
-        what = f"member {i + 1} of {len(members)}, {member.run}"
-        note(f"{what}: finished already" if member.finished else what)
+def train_members(
+    members: Sequence[PlannedMember], *, at_once: int = 1, note: Callable[[str], None] = lambda line: None
+) -> None:
+    """Trains the members that are not finished.
+
+    When one fails no other begins, and those that train already go on to their ends before the failure is raised.
+
+    Args:
+        at_once: members that train side by side. Each then has as many of the GPUs as the others, and writes what it
+            says to RUN.log; one GPU or none is shared.
+        note: is told which member comes next, and which has ended.
+
+    Raises:
+        TrainingError: a member's training failed.
+        RunError: a member was stopped before its end.
+    """
+    names = [f"member {i + 1} of {len(members)}, {member.run}" for i, member in enumerate(members)]
+    waiting: queue.SimpleQueue[tuple[str, PlannedMember]] = queue.SimpleQueue()
+    for what, member in zip(names, members, strict=True):
         if member.finished:
-            continue
-        run_training(member.command, what)
-        if not _has_bundle(RunFolder(member.run)):  # a run that is asked to stop saves, and ends with status 0
-            raise RunError(f"{what}: stopped before its end; run the same command again to go on")
+            note(f"{what}: finished already")
+        else:
+            waiting.put((what, member))
+    failed = threading.Event()
+
+    def train_in_turn(devices: Sequence[str]) -> None:
+        while not failed.is_set():
+            try:
+                what, member = waiting.get_nowait()
+            except queue.Empty:
+                return
+            log = member.run.with_name(f"{member.run.name}.log") if at_once > 1 else None
+            try:
+                note(what if log is None else f"{what}: {log}")
+                member.run.parent.mkdir(parents=True, exist_ok=True)
+                run_training(member.command, what, log, devices)
+                if not _has_bundle(RunFolder(member.run)):  # asked to stop, a run saves, and ends with status 0
+                    raise RunError(f"{what}: stopped before its end; run the same command again to go on")
+                if log is not None:
+                    note(f"{what}: trained")
+            except BaseException:
+                failed.set()
+                raise
+
+    if at_once == 1:
+        train_in_turn(())
+        return
+    gpus = visible_devices()
+    shares = [gpus[i * len(gpus) // at_once : (i + 1) * len(gpus) // at_once] or gpus for i in range(at_once)]
+    with ThreadPoolExecutor(at_once) as pool:
+        for done in [pool.submit(train_in_turn, share) for share in shares]:
+            done.result()
 
 
 def _has_bundle(run: RunFolder) -> bool:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -54,18 +55,39 @@ def training_command(
     return [*launcher(launch_file), str(_PACKAGE / "train.py"), *run, *overrides]
 
 
-def run_training(command: Sequence[str], what: str) -> None:
-    """Runs a training command to its end; its output goes where this process's goes, and it ends with this process.
+def run_training(command: Sequence[str], what: str, log: Path | None = None, devices: Sequence[str] = ()) -> None:
+    """Runs a training command to its end; it ends with this process.
 
     Args:
         what: the run's name in errors.
+        log: gets its output, after what is there; None lets it go where this process's goes.
+        devices: the GPUs that it may see, in CUDA_VISIBLE_DEVICES' terms; none lets it see what this process sees.
 
     Raises:
         TrainingError: it ended with another status than 0.
     """
-    done = subprocess.run(command, check=False, preexec_fn=partial(die_with_parent, os.getpid()))
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})
+    with nullcontext() if log is None else log.open("a") as output:
+        done = subprocess.run(
+            command,
+            check=False,
+            env=environment,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )
     if done.returncode:
         raise TrainingError(
-            f"{what}: training ended with status {done.returncode}, for the reason printed above; "
+            f"{what}: training ended with status {done.returncode}, for the reason "
+            f"{'printed above' if log is None else f'at the end of {log}'}; "
             "run the same command again to go on from its newest checkpoint"
         )
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process sees, in CUDA_VISIBLE_DEVICES' terms."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [word.strip() for word in named.split(",")][:count] if named else [str(i) for i in range(count)]

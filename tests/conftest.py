@@ -13,8 +13,27 @@ from shards.labels import PLANET
 from shards.reader import Dataset
 from shards.synth import write_chips
 
+# Files that take half a minute or more, the longest first: two workers that take files in turn then end together.
+SLOW = (
+    "test_slurm",
+    "test_elastic",
+    "test_train",
+    "test_liveness",
+    "test_tracking_runs",
+    "test_ensemble",
+    "test_recipes",
+    "test_ensemble_folds",
+    "test_doctor",
+    "test_remote",
+    "test_evaluate",
+    "test_predict",
+)
 REPOSITORY = Path(__file__).parent.parent
 CHIPS = 120
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ without_gpus = pytest.mark.parametrize("gpus", [0], indirect=True)
     ("file", "num_processes", "device", "num_machines"),
     [
         ("cpu.yaml", 2, "cpu", 1),
+        ("one_cpu.yaml", 1, "cpu", 1),
         ("one_gpu.yaml", 1, "gpu", 1),
         ("multi_gpu.yaml", 8, "gpu", 1),
         ("multi_node.yaml", 16, "gpu", 2),

@@ -12,7 +12,7 @@ from planet_dist.config import load_config, recipe_paths
 from shards.reader import Dataset
 from tests.conftest import launch
 
-OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "muon": "Muon"}
 
 
 @pytest.fixture(scope="module")

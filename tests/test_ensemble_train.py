@@ -1,0 +1,87 @@
+"""Members train in turn or side by side, each with its share of the GPUs, and a failure begins no other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from planet_dist import ensemble_train
+from planet_dist.ensemble_train import PlannedMember, train_members
+from shards.errors import RunError, TrainingError
+
+BUNDLE = """
+import pathlib, sys
+bundle = pathlib.Path(sys.argv[1], "bundle")
+bundle.mkdir(parents=True)
+(bundle / "bundle.json").touch()
+"""
+# Ends only once the other's bundle is there: in turn, neither would.
+MEET = """
+import pathlib, sys, time
+other = pathlib.Path(sys.argv[2], "bundle")
+for _ in range(600):
+    other.exists() or time.sleep(0.05)
+assert other.exists()
+"""
+
+
+def member(run: Path, code: str, *words: object, finished: bool = False) -> PlannedMember:
+    return PlannedMember(run, [sys.executable, "-c", code, str(run), *map(str, words)], finished)
+
+
+@pytest.fixture
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble_train, "visible_devices", list)
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_members_train_side_by_side_and_each_says_it_in_a_log_of_its_own(tmp_path: Path) -> None:
+    runs = [tmp_path / "a" / "fold-0", tmp_path / "a" / "fold-1"]
+    code = f"{BUNDLE}\nprint('I am', sys.argv[1])\n{MEET}"
+    notes: list[str] = []
+    members = [member(runs[0], code, runs[1]), member(runs[1], code, runs[0])]
+    train_members(members, at_once=2, note=notes.append)
+    for run in runs:
+        assert run.with_name(f"{run.name}.log").read_text() == f"I am {run}\n"
+        assert f"{run}: trained" in " ".join(notes)
+
+
+@pytest.mark.usefixtures("no_gpus")
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_finished_members_are_kept_and_one_stopped_before_its_end_is_told(tmp_path: Path, at_once: int) -> None:
+    kept = member(tmp_path / "a", "raise SystemExit(1)", finished=True)
+    stopped = member(tmp_path / "b", "pass")
+    with pytest.raises(RunError, match=r"member 2 of 2, .*b: stopped before its end; run the same command again"):
+        train_members([kept, stopped], at_once=at_once)
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_a_failure_lets_the_others_end_and_begins_none(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in "abc"]
+    failing = f"{BUNDLE}\nprint('the reason')\nraise SystemExit(3)"
+    members = [member(runs[0], failing), member(runs[1], f"{MEET}\n{BUNDLE}", runs[0]), member(runs[2], BUNDLE)]
+    with pytest.raises(TrainingError, match=r"member 1 of 3, .*status 3, .*at the end of .*a\.log"):
+        train_members(members, at_once=2)
+    assert "the reason" in runs[0].with_name("a.log").read_text()
+    assert (runs[1] / "bundle" / "bundle.json").exists()
+    assert not runs[2].exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "at_once", "expected"),
+    [
+        (["4", "5", "6", "7"], 2, {"4,5", "6,7"}),
+        (["0", "1"], 2, {"0", "1"}),
+        (["3"], 2, {"3"}),
+    ],
+)
+def test_gpus_are_divided_among_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: list[str], at_once: int, expected: set[str]
+) -> None:
+    monkeypatch.setattr(ensemble_train, "visible_devices", lambda: gpus)
+    runs = [tmp_path / name for name in "ab"]
+    code = f"import os; print(os.environ['CUDA_VISIBLE_DEVICES'])\n{BUNDLE}\n{MEET}"
+    train_members([member(runs[0], code, runs[1]), member(runs[1], code, runs[0])], at_once=at_once)
+    assert {run.with_name(f"{run.name}.log").read_text().strip() for run in runs} == expected
