@@ -12,7 +12,9 @@ def step_table(evaluation: FoldsEvaluation) -> Table:
     """F2 of each step with its interval, and what it gained."""
     nested = evaluation.nested
     chosen = nested.choice
-    minutes = "" if evaluation.minutes is None else f"; {evaluation.minutes:.1f} minutes of training, all members added up"
+    minutes = (
+        "" if evaluation.minutes is None else f"; {evaluation.minutes:.1f} minutes of training, all members added up"
+    )
     table = Table(
         title=f"Steps: sample-averaged F2 on {len(evaluation.material.ids_N):,} chips",
         caption=f"each chip combined and decided without its fold, of {len(evaluation.material.folds)}; in the bundle: "

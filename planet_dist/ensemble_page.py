@@ -81,7 +81,9 @@ def summary(evaluation: FoldsEvaluation) -> str:
         ("Chips", f"{len(evaluation.material.ids_N):,}", "each answered by networks that never saw it"),
     ]
     if minutes is not None:
-        rows.append(("Training", report_parts.clock(60 * minutes), "of all members, added up; side by side they took less"))
+        rows.append(
+            ("Training", report_parts.clock(60 * minutes), "of all members, added up; side by side they took less")
+        )
     return report_parts.facts(rows)
 
 

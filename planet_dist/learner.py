@@ -236,6 +236,9 @@ class Learner:
     def close(self) -> None:
         """Unwraps the model for what comes next."""
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        # Of a model that it prepared itself, without DDP around it, Accelerate would think that it still is under
+        # autocast, and the next phase would train in float32.
+        self.model._is_accelerate_prepared = False  # type: ignore[assignment]
         self.accelerator.free_memory()
 
     def _settle_order_of_sums(self) -> None:

@@ -412,3 +412,18 @@ def test_a_step_trains_on_mixed_chips_and_labels(accelerator: Accelerator) -> No
     loss = nn.functional.binary_cross_entropy_with_logits(model(mixed_BCHW), soft_BC)
     assert take(learner, batch, 0, CHIPS).loss == pytest.approx(loss.item(), rel=1e-6)
     assert not torch.equal(soft_BC, batch.targets_BC)
+
+
+def test_every_phase_computes_in_the_precision_of_the_launch_file() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, seen = Accelerator(cpu=True, mixed_precision="bf16"), []
+    first = make_learner(accelerator, "small-resnet")
+    first.model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(torch.is_autocast_enabled("cpu")))
+    take(first, make_batch(), 0, CHIPS)
+    first.close()
+    second = Learner(first.phase, first.model, first.loss, first.preprocess, accelerator, steps_per_epoch=10, seed=0)
+    take(second, make_batch(), 0, CHIPS)
+    second.close()
+    first.model(torch.zeros(2, 3, 16, 16))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == [True, True, False]
