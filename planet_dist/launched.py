@@ -52,21 +52,28 @@ class Launch:
 def end_with_launcher() -> None:
     """Lets a rank end with the launcher that started it, however that ends, and at once where it has ended already.
 
-    The launcher gives each rank a session of its own, so that a killed one would leave its ranks waiting for each
-    other. A run started by hand may outlive its shell.
+    The launcher gives each of several ranks a session of its own, and a single one nothing, so that a killed one would
+    leave them training. A run started by hand may outlive its shell.
     """
+    parent_pid = os.getppid()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if _launcher_arguments(_words(parent_pid)) is not None:
+            die_with_parent(parent_pid)
         return
     die_with_parent()
-    try:
-        parent = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        parent = []
     # An orphan's next parent knows nothing of this script, nor of this module where it was started by -m.
     module = sys.modules["__main__"].__spec__
     names = {Path(sys.argv[0]).name} | ({module.name} if module else set())
-    if names.isdisjoint(Path(word).name for word in parent):
+    if names.isdisjoint(Path(word).name for word in _words(os.getppid())):
         os._exit(1)
+
+
+def _words(pid: int) -> list[str]:
+    """A process's command line; empty where it cannot be read."""
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
 
 
 def find_launch() -> Launch | None:

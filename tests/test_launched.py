@@ -265,3 +265,26 @@ def test_a_rank_whose_launcher_died_before_it_began_ends_and_one_started_by_hand
     time.sleep(0.5)
     assert begun.exists()
     assert went_on.exists() == (launched_as == "by hand")
+
+
+ALONE = """
+import pathlib, time
+from planet_dist.launched import end_with_launcher
+end_with_launcher()
+pathlib.Path({begun!r}).touch()
+while True: time.sleep(0.02)
+"""
+
+
+def test_the_one_process_of_a_launcher_ends_when_that_is_killed(tmp_path: Path) -> None:
+    begun, script = tmp_path / "begun", tmp_path / "train.py"
+    script.write_text(ALONE.format(begun=str(begun)))
+    how = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = subprocess.Popen([sys.executable, "-m", "accelerate.commands.launch", *how, "--cpu", str(script)])
+    deadline = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    [alone] = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    launcher.wait()
+    assert psutil.wait_procs([alone], timeout=10)[1] == []
