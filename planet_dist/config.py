@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shards.errors import ConfigError
+from shards.names import natural_order
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -261,7 +262,7 @@ class Config(_Section):
 
 def recipe_paths() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"), key=lambda path: natural_order(path.stem))}
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
