@@ -41,7 +41,7 @@ def test_a_recipe_may_be_a_file_of_the_users_own(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("model.widht=32", r"model\.widht: unknown key \(did you mean 'width'\?\); valid: name, width"),
-        ("phases.0.lr=1", r"phases\.0\.lr: unknown key.*valid: epochs, batch_size"),
+        ("phases.0.lr=1", r"phases\.0\.lr: unknown key.*valid: epochs, size, batch_size"),
         ("optimiser.x=1", r"optimiser: unknown key.*valid: description, seed, data"),
         ("seed=-1", r"seed: Input should be greater than or equal to 0, not -1"),
         ("data.normalise=half", r"data\.normalise: .*'dataset'.*'imagenet'.*'per-chip'.*not 'half'"),
