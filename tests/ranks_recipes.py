@@ -10,18 +10,16 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from webdataset.pipeline import DataPipeline
 
-from planet_dist.augment import Preprocess
+from planet_dist.assembly import assemble
 from planet_dist.config import Config, load_config, recipe_paths
 from planet_dist.data import Data, open_data
 from planet_dist.learner import Learner
-from planet_dist.losses import build_loss
-from planet_dist.models import build_model, count_parameters
+from planet_dist.models import count_parameters
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps
 from tests.ranks_learner import take
 
@@ -36,22 +34,15 @@ def digest(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def train(config: Config, data: Data, accelerator: Accelerator) -> list[dict[str, object]]:
     """What each phase came to."""
-    manifest = data.dataset.manifest
-    preprocess = Preprocess(
-        config.data, manifest.image.pixels, manifest.mean, manifest.std, augment=config.augment, seed=config.seed
-    )
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, 17, manifest.image.bands, preprocess.side, manifest.image.band_order)
-    model = model.to(memory_format=torch.channels_last)
-    trained_NC = data.targets_NC[data.split.train_ids].astype(np.int64)
-    loss = build_loss(
-        config.loss, 17, manifest.vocabulary, trained_NC.sum(axis=0), trained_NC.T @ trained_NC, len(trained_NC)
-    )
+    parts = assemble(config, data, accelerator.device)
+    model = parts.model
     rank, ranks = accelerator.process_index, accelerator.num_processes
     found = []
     for phase in config.phases:
         plan = data.plan(config, phase)
-        learner = Learner(phase, model, loss, preprocess, accelerator, steps_per_epoch=plan.steps_per_epoch, seed=0)
+        learner = Learner(
+            phase, model, parts.loss, parts.preprocess, accelerator, steps_per_epoch=plan.steps_per_epoch, seed=0
+        )
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
         before = [digest(frozen), digest(moving)]
