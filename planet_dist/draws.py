@@ -74,7 +74,7 @@ class Mixing(NamedTuple):
     Attributes:
         blend_B: float64, the partner's weight everywhere.
         box_B4: float64, left, top, right and bottom of the rectangle that is the partner's, as fractions of the
-            width and the height; the box without area is (0, 0, 0, 0).
+            width and the height; without area where nothing is.
     """
 
     blend_B: NDArray[np.float64]
@@ -92,15 +92,13 @@ def draw_mixing(config: AugmentConfig, seed: int, epoch: int, ids_B: NDArray[np.
     boxed_B = chance_B < config.cutmix
     blended_B = ~boxed_B & (chance_B < config.cutmix + config.mixup)
     # Within the chances of what was drawn the same number is uniform once more.
-    share_B = np.where(boxed_B, chance_B, chance_B - config.cutmix) / np.where(
-        boxed_B, config.cutmix or 1.0, config.mixup or 1.0
-    )
-    side_B = np.where(boxed_B, np.sqrt(share_B.clip(0, 1)), 0.0)
+    side_B = np.sqrt(np.where(boxed_B, chance_B / (config.cutmix or 1.0), 0.0))
+    blend_B = np.where(blended_B, (chance_B - config.cutmix) / (config.mixup or 1.0), 0.0)
     # The upper and the lower bits of one number are two.
     across_B, down_B = np.floor(place_B * 2**26) / 2**26, (place_B * 2**26) % 1
-    left_B, top_B = across_B * (1 - side_B) * boxed_B, down_B * (1 - side_B) * boxed_B
+    left_B, top_B = across_B * (1 - side_B), down_B * (1 - side_B)
     box_B4 = np.stack([left_B, top_B, left_B + side_B, top_B + side_B], axis=1)
-    return Mixing(np.where(blended_B, share_B, 0.0), box_B4)
+    return Mixing(blend_B, box_B4)
 
 
 def uniform(seed: int, epoch: int, ids_B: NDArray[np.int64]) -> NDArray[np.float64]:
