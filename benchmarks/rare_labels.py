@@ -39,16 +39,18 @@ from rich.console import Console
 from rich.table import Table
 
 from planet_dist.augment import sample, source_maps
+from planet_dist.config import load_config
 from planet_dist.crossfit import fold_numbers
 from planet_dist.draws import Draws
 from planet_dist.ensemble_train import PlannedMember, train_members
 from planet_dist.launching import training_command
-from planet_dist.metrics import f2_of_counts, mean_f2, sample_f2
+from planet_dist.metrics import bootstrap_means, f2_of_counts, interval, mean_f2, sample_f2
 from planet_dist.predictions import Predictions, read_predictions
 from planet_dist.runfolder import RunFolder
 from shards.build import BuildOptions, build
 from shards.errors import PlanetError
 from shards.labels import PLANET
+from shards.names import natural_order
 
 RARE_SHARE = 0.01
 COPIES = 4
@@ -111,7 +113,8 @@ def show(options: argparse.Namespace) -> None:
         run = options.out / "runs" / name.replace(" ", "-")
         words = [f"data.split=tail:{options.validate}", "tracking.wandb=off", *options.overrides, *own]
         command = training_command(options.recipe, datasets[data], run, words, LAUNCH_FILE)
-        members.append(PlannedMember(run, command, (RunFolder(run).bundle / "bundle.json").is_file()))
+        finished = RunFolder(run).is_finished(load_config(options.recipe, words))
+        members.append(PlannedMember(run, command, finished))
     train_members(members, at_once=options.at_once, note=print)
     found = {
         name: read_predictions(RunFolder(member.run).evaluation / "predictions.npz")
@@ -123,7 +126,7 @@ def show(options: argparse.Namespace) -> None:
 def read_chips(path: Path, validate: int) -> Chips:
     """The CSV's rows in natural order."""
     with path.open(newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["image_name"].rsplit("_", 1)[1]))
+        rows = sorted(csv.DictReader(file), key=lambda row: natural_order(row["image_name"]))
     return Chips([row["image_name"] for row in rows], [row["tags"].split() for row in rows], len(rows) - validate)
 
 
@@ -205,7 +208,7 @@ def table(found: dict[str, Predictions], rare: Sequence[str]) -> Table:
         flat = float(rare_means(p_NC[:, places] > CUT, true_NR, one)[0])
         moved_B = rare_means(decided[name], true_NR, draws) - base_B
         whole_N = sample_f2(p_NC > CUT, true_NC)
-        change_B = np.array([(w_N @ (whole_N - base_N)) / w_N.sum() for w_N in draws])
+        change_B = bootstrap_means((whole_N - base_N)[:, None], 0)[:, 0]
         shown.add_row(
             name,
             f"{rare_f2:.3f}",
@@ -253,7 +256,7 @@ def rare_means(decided_NR: Bools, true_NR: Bools, weights: Iterable[Floats | NDA
 
 def spread(found: float, draws_B: Floats, digits: int = 3) -> str:
     """A difference and its interval."""
-    low, high = np.quantile(draws_B, [0.025, 0.975])
+    low, high = interval(draws_B)
     return f"{found:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
