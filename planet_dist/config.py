@@ -154,8 +154,8 @@ class PhaseConfig(_Section):
         accumulate: parts in which each process takes its share of a batch, to save memory.
         trains: "all" weights, those of the "head", or "from:MODULE": that module and all after it (for
             instance "from:Mixed_6d", "from:layer4"). What is frozen keeps its batch-norm statistics too.
-        optimizer: "adam", "adamw", "sgd", or "muon" (planet_dist.muon: the same quality in half the epochs or less for
-            networks that start from random weights).
+        optimizer: "adam", "adamw", "sgd", or "muon" (planet_dist.muon), which needs fewer epochs where a network starts
+            from random weights.
         schedule: the learning rate after warm-up: "constant", or "cosine" down to zero at the phase's end.
         warmup_epochs: over which the learning rate grows linearly from zero.
         clip_norm: largest norm of the whole gradient; 0 does not clip.
