@@ -24,7 +24,6 @@ SLOW = (
     "test_recipes",
     "test_ensemble_folds",
     "test_doctor",
-    "test_remote",
     "test_evaluate",
     "test_predict",
 )
