@@ -92,7 +92,7 @@ class ModelConfig(_Section):
 
     Attributes:
         name: "paper1-cnn", "paper2-cnn", "small-resnet", or a torchvision classification model.
-        width: channels of small-resnet's first stage.
+        width: channels of small-resnet's first stage, 8 or more.
         dropout: probability: between the layers of paper2-cnn, before every dense layer elsewhere.
         l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's
             L2).
@@ -102,7 +102,8 @@ class ModelConfig(_Section):
     """
 
     name: str
-    width: int = Field(64, gt=0, multiple_of=2)
+    # Below 8, oneDNN writes past the end of what a 1x1 convolution of stride 2 gets on a CPU with AVX2 (torch 2.15).
+    width: int = Field(64, ge=8, multiple_of=2)
     dropout: float = Field(0.0, ge=0, lt=1)
     l2: float = Field(0.0, ge=0)
     head: Literal["linear", "paper1", "paper2"] = "linear"

@@ -36,6 +36,7 @@ from planet_dist.data import Data
 from planet_dist.epoch_detail import epoch_detail
 from planet_dist.evaluate import Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
+from planet_dist.launched import describe_precision
 from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.liveness import Watch
 from planet_dist.models import count_parameters
@@ -140,10 +141,11 @@ class Trainer:
         position = self.checkpoint.state.position if self.checkpoint else Position()
         split = self.data.split
         self.tracker.describe(self.data)
+        precision = describe_precision(self.accelerator.mixed_precision, on_cpu=self.accelerator.device.type == "cpu")
         self.progress.note(
             f"{len(split.train_ids):,} chips train, {len(split.val_ids):,} validate; "
             f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "
-            f"precision {self.accelerator.mixed_precision}, W&B {tracking_mode(self.config.tracking)}"
+            f"{precision}, W&B {tracking_mode(self.config.tracking)}"
         )
         try:
             for number in range(position.phase, len(self.config.phases)):

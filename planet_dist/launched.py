@@ -19,10 +19,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
+from planet_dist.precision import cpu_has_bf16
 from shards.errors import ConfigError
 from shards.workers import die_with_parent
+
+NO_BF16 = "bf16 was asked for, and the CPU has no kernels for it"
 
 
 @dataclass(frozen=True)
@@ -177,18 +181,34 @@ def check_hardware(launch: Launch, local_processes: int) -> bool:
 
 
 def make_accelerator(*, on_cpu: bool, timeout_minutes: float, **tracking: Any) -> Accelerator:
-    """The Accelerator that a run trains with.
+    """The Accelerator that a run trains with, in the launch's precision: float32 where a rank's CPU has no bf16.
 
     Args:
         timeout_minutes: that a rank waits for another.
         tracking: where Accelerate shall log.
     """
+    timeout = timedelta(minutes=timeout_minutes)
+    PartialState(cpu=on_cpu, timeout=timeout)
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    lacking = on_cpu and asked == "bf16" and not all(gather_object([cpu_has_bf16()]))
     return Accelerator(
         cpu=on_cpu,
+        mixed_precision="no" if lacking else asked,
         # Buffers are made equal before they are used (Learner.share_buffers), not at every step.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+            InitProcessGroupKwargs(timeout=timeout),
         ],
         **tracking,
     )
+
+
+def describe_precision(mixed_precision: str, *, on_cpu: bool) -> str:
+    """How a run's line names its precision, and why it isn't the launch's.
+
+    Args:
+        mixed_precision: what the run trains with.
+    """
+    if on_cpu and mixed_precision == "no" and os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+        return f"float32 ({NO_BF16})"
+    return "float32" if mixed_precision == "no" else mixed_precision

@@ -118,6 +118,7 @@ class Watch:
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._store: TCPStore | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins to publish and to look; every rank must call it, before all wait for each other once."""
@@ -131,7 +132,8 @@ class Watch:
             wait_for_workers=False,
         )
         self._publish()
-        threading.Thread(target=self._look, name="liveness", daemon=True).start()
+        self._thread = threading.Thread(target=self._look, name="liveness", daemon=True)
+        self._thread.start()
 
     def beat(self, place: str) -> None:
         """Says that this rank got further; all ranks must beat alike."""
@@ -157,6 +159,9 @@ class Watch:
                 click.echo(f"Error: {text}", err=True)
             sys.stdout.flush()
             os._exit(1)  # an orderly end would wait for the rank that is gone
+        assert self._thread is not None
+        # An interpreter that ends while a thread asks the store aborts the process. The store has answered by then.
+        self._thread.join(2 * _STORE_SECONDS)
 
     def lost(self) -> str | None:
         """Which other rank has died or ended, once this one has lost its connection to it; None if none has."""

@@ -2,7 +2,7 @@
 
 A layer's gradient, averaged over steps, is a matrix of few strong directions and many weak ones. Muon takes a step
 along all of them alike: the average is replaced by the orthogonal matrix that is nearest to it, by five
-Newton-Schulz iterations in bf16. Scaled by 0.2 x sqrt(the greater side), such a step is as long as AdamW's are (Liu et
+Newton-Schulz iterations. Scaled by 0.2 x sqrt(the greater side), such a step is as long as AdamW's are (Liu et
 al. 2025, section 2.2), so that one learning rate and one weight decay serve both.
 
 Hidden layers are those of 32 outputs and inputs or more, of a filter's weights as of a matrix's. The first
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from planet_dist.precision import cpu_has_bf16
 
 LEAST_SIDE = 32
 _MOMENTUM = 0.95
@@ -123,16 +125,21 @@ def orthogonal(matrix_OI: Tensor) -> Tensor:
         matrix_OI: any float type. Of zeros, zeros come back.
 
     Returns:
-        bfloat16 (O, I).
+        (O, I) in the type of _product_type.
     """
     upright = matrix_OI.shape[0] > matrix_OI.shape[1]
-    x = (matrix_OI.T if upright else matrix_OI).to(torch.bfloat16, copy=True)
+    x = (matrix_OI.T if upright else matrix_OI).to(_product_type(matrix_OI.device), copy=True)
     x /= x.norm().clamp(min=1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if upright else x
+
+
+def _product_type(device: torch.device) -> torch.dtype:
+    """bfloat16, whose precision is enough; float32 on a CPU that has no products in bfloat16."""
+    return torch.bfloat16 if device.type != "cpu" or cpu_has_bf16() else torch.float32
 
 
 def _matrix(weights: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from planet_dist.predictions import write_predictions
 from planet_dist.thresholds import Thresholds
 from shards.reader import Dataset
 
-TINY = ModelConfig(name="small-resnet", width=4)
+TINY = ModelConfig(name="small-resnet", width=8)
 
 
 def random_weights(path: Path, config: ModelConfig, dataset: Dataset, seed: int, size: int = 32) -> Path:
@@ -126,7 +126,7 @@ def made_fold_run(
         words: further overrides of small-resnet-32.
         changes: of the member.
     """
-    config = load_config("small-resnet-32", [f"data.split={split}", "evaluate.best_by=last", "model.width=4", *words])
+    config = load_config("small-resnet-32", [f"data.split={split}", "evaluate.best_by=last", "model.width=8", *words])
     parts = open_data(config, dataset.root).split
     ids, trained_on = parts.val_ids.tolist(), parts.train_ids.tolist()
     made_run(run, dataset, seed, ids=ids, noise=noise, trained_on=trained_on, **changes)

@@ -14,6 +14,7 @@ from tests.conftest import REPOSITORY
 
 # From what knows least to what knows most; a module imports only from the groups before its own, and shards.
 LAYERS = [
+    {"precision"},
     # What was asked for and what is known, each by itself.
     {
         "backbones",
@@ -89,6 +90,7 @@ TESTED_ELSEWHERE = {
     "planet_dist.ending": "test_progress",
     "planet_dist.engine": "test_train",
     "planet_dist.finished": "test_figures",
+    "planet_dist.precision": "test_launched",
     "planet_dist.papers": "test_reproduce",
     "shards.__init__": "test_architecture",
     "shards.assemble": "test_build",

@@ -33,7 +33,7 @@ from tests.conftest import REPOSITORY
 
 SMALL = [
     "data.split=tail:30",
-    "model.width=4",
+    "model.width=8",
     "phases.0.batch_size=16",
     "evaluate.batch_size=16",
     "tracking.wandb=off",
@@ -75,7 +75,7 @@ def test_every_process_of_a_launch_takes_part_and_nothing_is_written(dataset: Da
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
     report = json.loads(done.stdout)
     assert report["works"] is True
     found = by_about(report)
@@ -233,6 +233,14 @@ def test_cores_and_processes_are_held_against_each_other(
     assert first.level == "ok"
     assert [finding.level for finding in more] == ["warning"] * bool(said)
     assert all(said in finding.text + finding.remedy for finding in more)
+
+
+def test_a_cpu_without_bf16_is_named_and_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_machine, "cpu_has_bf16", lambda: False)
+    first = launch_fit(CPU, 2, 1)[0]
+    assert first.level == "ok" and "CPU, float32 (bf16 was asked for" in first.text
+    monkeypatch.setattr(doctor_machine, "cpu_has_bf16", lambda: True)
+    assert "CPU, bf16;" in launch_fit(CPU, 2, 1)[0].text
 
 
 def test_idle_gpus_and_a_precision_that_they_lack_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:

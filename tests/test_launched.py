@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from accelerate.state import AcceleratorState
 
 from planet_dist import launched
-from planet_dist.launched import Launch, check_launch, find_launch, read_launch
+from planet_dist.launched import Launch, check_launch, describe_precision, find_launch, make_accelerator, read_launch
 from shards.errors import ConfigError
 from tests.conftest import REPOSITORY
 
@@ -230,6 +231,28 @@ def test_fp16_is_for_gpus(gpus: int) -> None:
 @without_gpus
 def test_fp16_is_refused_where_there_is_no_gpu(gpus: int) -> None:
     refused(Launch("the command line", 1, "any", "fp16"), "fp16 needs a GPU; use bf16 or no on a CPU")
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_ranks", "trains", "named"),
+    [
+        ("bf16", [True, True], "bf16", "bf16"),
+        ("bf16", [True, False], "no", "float32 (bf16 was asked for, and the CPU has no kernels for it)"),
+        ("no", [False, False], "no", "float32"),
+    ],
+)
+def test_bf16_is_float32_on_every_rank_where_the_cpu_of_one_has_no_kernels_for_it(
+    asked: str, on_ranks: list[bool], trains: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    monkeypatch.setattr(launched, "gather_object", lambda own: on_ranks)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        accelerator = make_accelerator(on_cpu=True, timeout_minutes=1.0)
+        assert accelerator.mixed_precision == trains
+        assert describe_precision(accelerator.mixed_precision, on_cpu=True) == named
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 LAUNCHER = """

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from planet_dist.liveness import Pulse, at_fault, standstill
+from planet_dist.liveness import Pulse, Watch, at_fault, standstill
 from shards.reader import Dataset
 from tests.conftest import REPOSITORY
 from tests.test_train import words
@@ -45,6 +47,24 @@ def test_nobody_is_blamed_where_all_wait_alike() -> None:
     assert at_fault(then, now) == []
     said = standstill([], now, 60)
     assert "all 4 ranks" in said and "host0, host1" in said
+
+
+def test_no_thread_is_left_asking_the_store_when_a_rank_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    asked = threading.Event()
+
+    def slowly(self: Watch) -> list[Pulse]:
+        asked.set()
+        time.sleep(0.3)  # as long as a busy store may take
+        return []
+
+    monkeypatch.setattr(Watch, "_pulses", slowly)
+    monkeypatch.setattr("planet_dist.liveness._MOST_SECONDS_BETWEEN_LOOKS", 0.01)
+    with Watch(0, 2, 3600.0, pytest.fail):
+        assert asked.wait(60)
+    assert "liveness" not in {thread.name for thread in threading.enumerate()}
 
 
 class Started:

@@ -54,7 +54,15 @@ def test_the_orthogonal_matrix_keeps_directions_and_levels_their_strength(shape:
 
 
 def test_zeros_give_no_direction() -> None:
-    assert torch.equal(orthogonal(torch.zeros(32, 40)), torch.zeros(32, 40, dtype=torch.bfloat16))
+    assert not orthogonal(torch.zeros(32, 40)).any()
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_products_are_in_float32_where_the_cpu_has_no_kernels_for_bf16(
+    kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planet_dist.muon.cpu_has_bf16", lambda: kernels)
+    assert orthogonal(torch.eye(32)).dtype == (torch.bfloat16 if kernels else torch.float32)
 
 
 def test_a_step_of_a_hidden_layer_is_orthogonal_as_long_as_asked_and_decays() -> None:

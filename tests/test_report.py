@@ -67,7 +67,7 @@ def hostile(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def trained(hostile: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A run of two epochs in the JSON mode, and the lines that it printed."""
     out = tmp_path_factory.mktemp("report") / RUN
-    words = ["data.split=tail:40", "model.width=4", "phases.0.epochs=2", "phases.0.batch_size=20", "evaluate.turns=1"]
+    words = ["data.split=tail:40", "model.width=8", "phases.0.epochs=2", "phases.0.batch_size=20", "evaluate.turns=1"]
     words += ["tracking.wandb=off", "tracking.terminal=json", "runtime.log_every_steps=1", "data.size=16"]
     data = str(hostile.root)
     done = launch(

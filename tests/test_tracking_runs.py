@@ -26,7 +26,7 @@ from tests.wandb_server import Service, serving
 STEPS, EPOCH, KILLED = 66, 22, 31
 WORDS = [
     "data.split=tail:32",
-    "model.width=4",
+    "model.width=8",
     "phases.0.epochs=3",
     "phases.0.batch_size=4",
     "evaluate.batch_size=16",
