@@ -3,7 +3,8 @@
 A layer's gradient, averaged over steps, is a matrix of few strong directions and many weak ones. Muon takes a step
 along all of them alike: the average is replaced by the orthogonal matrix that is nearest to it, by five
 Newton-Schulz iterations. Scaled by 0.2 x sqrt(the greater side), such a step is as long as AdamW's are (Liu et
-al. 2025, section 2.2), so that one learning rate and one weight decay serve both.
+al. 2025, section 2.2), so that one learning rate and one weight decay serve both. All ranks have the same average, and
+share out the matrices among them.
 
 Hidden layers are those of 32 outputs and inputs or more, of a filter's weights as of a matrix's. The first
 convolution, filters that see one channel alone, the labels' own layer, biases and norms are AdamW's.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
@@ -65,27 +67,29 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
             if group["hidden"]:
-                for parameter in trained:
-                    self._orthogonal_step(parameter, group, found_inf)
+                self._orthogonal_steps(trained, group, found_inf)
             elif trained:
                 self._adamw_step(trained, group, found_inf)
 
-    def _orthogonal_step(self, parameter: Tensor, group: dict[str, Any], found_inf: Tensor | None) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        average = state["momentum_buffer"].lerp(gradient, 1 - _MOMENTUM)
-        # Nesterov's: where the average would be after another step like this one.
-        step = _like(orthogonal(_matrix(gradient.lerp(average, _MOMENTUM))), parameter)
-        length = group["lr"] * 0.2 * math.sqrt(max(_matrix(parameter).shape))
-        after = (parameter * (1 - group["lr"] * group["weight_decay"])).add_(step, alpha=-length)
-        if found_inf is not None:
-            average = torch.where(found_inf > 0, state["momentum_buffer"], average)
-            after = torch.where(found_inf > 0, parameter, after)
-        state["momentum_buffer"].copy_(average)
-        parameter.copy_(after)
+    def _orthogonal_steps(self, trained: list[Tensor], group: dict[str, Any], found_inf: Tensor | None) -> None:
+        averages, directions = [], []
+        for parameter in trained:
+            gradient = parameter.grad
+            assert gradient is not None
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            average = state["momentum_buffer"].lerp(gradient, 1 - _MOMENTUM)
+            averages.append(average)
+            # Nesterov's: where the average would be after another step like this one.
+            directions.append(_matrix(gradient.lerp(average, _MOMENTUM)))
+        for parameter, average, step_OI in zip(trained, averages, orthogonal_by_all(directions), strict=True):
+            momentum = self.state[parameter]["momentum_buffer"]
+            length = group["lr"] * 0.2 * math.sqrt(max(step_OI.shape))
+            after = parameter * (1 - group["lr"] * group["weight_decay"])
+            after.add_(_like(step_OI, parameter), alpha=-length)
+            for old, new in ((momentum, average), (parameter, after)):
+                old.copy_(new if found_inf is None else torch.where(found_inf > 0, old, new))
 
     def _adamw_step(self, trained: list[Tensor], group: dict[str, Any], found_inf: Tensor | None) -> None:
         for parameter in trained:
@@ -116,6 +120,40 @@ class Muon(torch.optim.Optimizer):
 def is_hidden(parameter: Tensor) -> bool:
     """Whether a parameter is a hidden layer's weights: 32 outputs and inputs or more."""
     return parameter.ndim in (2, 4) and min(parameter.shape[:2]) >= LEAST_SIDE
+
+
+def orthogonal_by_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """orthogonal() of each matrix, the work shared among all ranks, which must all give the same matrices.
+
+    Which rank makes one changes nothing in it, so that any number of ranks takes the same steps.
+
+    Args:
+        matrices: (O, I) each, on one device.
+    """
+    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if num_ranks == 1 or not matrices:
+        return [orthogonal(matrix_OI) for matrix_OI in matrices]
+    own = shares([tuple(matrix_OI.shape) for matrix_OI in matrices], num_ranks)[dist.get_rank()]
+    device = matrices[0].device
+    # Zeros from all ranks but one leave the one's values as they are.
+    together = torch.zeros(sum(map(torch.Tensor.numel, matrices)), dtype=_product_type(device), device=device)
+    parts = together.split([matrix_OI.numel() for matrix_OI in matrices])
+    for place in own:
+        parts[place].view(matrices[place].shape).copy_(orthogonal(matrices[place]))
+    dist.all_reduce(together)
+    return [part.view(matrix_OI.shape) for part, matrix_OI in zip(parts, matrices, strict=True)]
+
+
+def shares(shapes: Sequence[tuple[int, ...]], num_ranks: int) -> list[list[int]]:
+    """Which of the matrices each rank makes orthogonal: the dearest first, each to whom least has fallen so far."""
+    cost = [min(shape) ** 2 * max(shape) for shape in shapes]
+    work = [0] * num_ranks
+    found: list[list[int]] = [[] for _ in range(num_ranks)]
+    for place in sorted(range(len(shapes)), key=lambda place: -cost[place]):
+        rank = work.index(min(work))
+        work[rank] += cost[place]
+        found[rank].append(place)
+    return found
 
 
 def orthogonal(matrix_OI: Tensor) -> Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from torch import Tensor, nn
 from planet_dist.checkpoint import load_optimizer, optimizer_tensors
 from planet_dist.config import ModelConfig
 from planet_dist.models import build_model
-from planet_dist.muon import Muon, is_hidden, orthogonal
+from planet_dist.muon import Muon, is_hidden, orthogonal, shares
+from tests.conftest import REPOSITORY
 
 LR, DECAY = 0.01, 0.1
 
@@ -111,6 +115,52 @@ def test_all_else_takes_the_steps_of_adamw() -> None:
             one.step()
     for found, expected in zip(mine, theirs, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+SHARED = """
+import sys
+import torch, torch.distributed as dist
+from planet_dist import muon
+from tests.test_muon import give_gradients, make_parameters, LR, DECAY
+torch.set_num_threads(1)
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+made = []
+one = muon.orthogonal
+muon.orthogonal = lambda matrix_OI: made.append(matrix_OI.shape) or one(matrix_OI)
+parameters = make_parameters()
+optimizer = muon.Muon(parameters, LR, DECAY)
+for seed in range(2):
+    give_gradients(parameters, seed)
+    optimizer.step()
+torch.save({"parameters": [p.detach() for p in parameters], "made": len(made)}, out)
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_share_the_work_and_take_the_very_steps_of_one(tmp_path: Path) -> None:
+    outs = [tmp_path / "0.pt", tmp_path / "1.pt"]
+    command = [sys.executable, "-c", SHARED]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store"), str(out)], cwd=REPOSITORY)
+        for rank, out in enumerate(outs)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    parameters = make_parameters()
+    optimizer = Muon(parameters, LR, DECAY)
+    for seed in range(2):
+        give_gradients(parameters, seed)
+        optimizer.step()
+    for out in outs:
+        found = torch.load(out)
+        assert found["made"] == 2  # of two matrices in two steps, each rank makes one
+        assert all(torch.equal(p, q) for p, q in zip(found["parameters"], parameters, strict=True))
+
+
+def test_the_dearest_matrices_are_shared_out_first() -> None:
+    shapes = [(64, 576), (256, 2304), (128, 1152), (128, 1152), (64, 576)]
+    assert shares(shapes, 2) == [[1], [2, 3, 0, 4]]
+    assert shares(shapes, 8)[5:] == [[], [], []]
 
 
 def test_hidden_layers_are_all_but_the_first_the_last_and_vectors() -> None:
