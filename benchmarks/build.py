@@ -4,9 +4,10 @@
     python benchmarks/build.py --images DIR         any folder of chips
 
 All take the same files in turn, linked under several names up to --least chips, from a warm page cache; the table
-gives medians. "decode" reads and decodes each file and does nothing else; "build" scans the folder,
-reads, decodes, checks, measures, hashes, packs and syncs to disk; "tar" copies bytes and decodes nothing. The clock
-starts after the builds' interpreters have, and at two workers when the first chunk comes back.
+gives medians. "decode" reads and decodes each file and does nothing else; "pack" is what a build's workers do, whose
+results nobody takes; "build" scans the folder, reads, decodes, checks, measures, hashes, packs and syncs to disk; "tar"
+copies bytes and decodes nothing. The clock starts after the builds' interpreters have, and at two workers when the
+first chunk comes back.
 """
 
 from __future__ import annotations
@@ -41,6 +42,26 @@ if __name__ == "__main__":
     report = build(options, progress)
     ended = time.perf_counter()
     print(ended - started, (report.manifest.count - first[0][1]) / (ended - first[0][0]))
+"""
+
+# Prints the images/s of as many threads that pack, whose results nobody takes.
+PACK = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shards.build import WHOLE, BuildOptions, _prepare
+from shards.labels import PLANET
+from shards.packing import pack_chunk
+images, out, threads = sys.argv[1:]
+options = BuildOptions(Path(images), None, Path(out), PLANET, int(threads), unlabelled=True)
+job = _prepare(options, WHOLE, lambda done, total: None)
+chunks = [chunk for plan in job.plans for chunk in job.chunks(plan)]
+pack_chunk(chunks[0])
+started = time.perf_counter()
+with ThreadPoolExecutor(int(threads)) as pool:
+    count = sum(pool.map(lambda chunk: len(pack_chunk(chunk).index), chunks))
+ended = time.perf_counter()
+print(ended - started, count / (ended - started))
 """
 
 DECODE = """
@@ -78,6 +99,18 @@ def time_build(workers: int) -> Callable[[Path, int], float]:
             seconds, steady = _run_script(script, str(images), f"{folder}/out", str(workers))
         # With one worker the whole call counts; worker processes take a moment to start, however long the build.
         return count / seconds if workers == 1 else steady
+
+    return measure
+
+
+def time_pack(threads: int) -> Callable[[Path, int], float]:
+    """A function that measures the images/s of what a build's workers do, alone."""
+
+    def measure(images: Path, count: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder) / "pack_once.py"
+            script.write_text(PACK)
+            return _run_script(script, str(images), f"{folder}/out", str(threads))[1]
 
     return measure
 
@@ -122,6 +155,8 @@ def main() -> None:
         measures: dict[str, Callable[[Path, int], float]] = {
             "decode, 1 process": time_decode(1),
             "decode, 2 processes": time_decode(2),
+            "pack, 1 thread": time_pack(1),
+            "pack, 2 threads": time_pack(2),
             "build, 1 worker": time_build(1),
             "build, 2 workers": time_build(2),
             "tar": time_tar,
