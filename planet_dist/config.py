@@ -208,6 +208,8 @@ class RuntimeConfig(_Section):
             how many GiB they may take there; and likewise the decoded chips of data.cache=host, which may take as
             much again.
         timeout_minutes: that a rank waits for another before the run ends: a rank that hangs takes it down.
+        figures: whether a finished run's page shows the papers' figures, which takes some seconds at its end;
+            `planet-dist figures` draws them at any time.
     """
 
     compute_threads: int = Field(1, gt=0)
@@ -218,6 +220,7 @@ class RuntimeConfig(_Section):
     cache_dir: str = "~/.cache/planet-dist"
     cache_gib: float = Field(64.0, gt=0)
     timeout_minutes: float = Field(10.0, gt=0)
+    figures: bool = True
 
 
 class TrackingConfig(_Section):

@@ -2,7 +2,8 @@
 
 Nothing here is compiled. But torch keeps its compiler from looking into some functions of optimizers, and tells it
 where their steps begin and end, and to do so it loads the whole compiler: a quarter of the time from the start of
-train.py to its first step.
+train.py to its first step. Accelerate asks each model whether it holds tensors that are shared out among devices, and
+loads all that makes such tensors, sympy too, which takes as long.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 
 import torch
+from accelerate import accelerator as accelerate_module
 
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
@@ -24,6 +26,9 @@ def leave_compiler_out(ranks: int) -> None:
     if ranks > 1:
         import_module("torch._dynamo")
         return
+    if hasattr(accelerate_module, "model_has_dtensor"):
+        # It would load torch.distributed.tensor to find none of its tensors: longer than the compiler takes.
+        accelerate_module.model_has_dtensor = lambda model: False
     for name in dir(torch.optim.Optimizer):
         wrapper = getattr(torch.optim.Optimizer, name)
         inner = getattr(wrapper, "__wrapped__", None)

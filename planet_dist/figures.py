@@ -23,7 +23,8 @@ from planet_dist import chip_choice
 from planet_dist.augment import Preprocess
 from planet_dist.config import AugmentConfig, DataConfig
 from planet_dist.decision_rules import FOLDS, best_method, cross_calibrated
-from planet_dist.figures_chips import Line, Tile, augmentation, compared, displayed, gallery
+from planet_dist.display import displayed
+from planet_dist.figures_chips import Line, Tile, augmentation, compared, gallery
 from planet_dist.figures_reliability import reliability_panels
 from planet_dist.figures_scores import (
     LossCurve,

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from planet_dist.figures_style import BLACK, BLUE, COLOUR_MAP, GREY, VERMILLION, styled
-from shards.schema import ImageForm
 
 _SHOWN_PIXELS = 240
 _TILE, _GAP, _LINE, _MARGIN, _HEADING = 1.6, 0.22, 0.135, 0.15, 0.5  # inches
 _LINE_LETTERS = 27
-_BRIGHTEST_PERCENTILE = 99.5
 _HEAT_OPACITY = 0.75  # where the heat is greatest; where there is none, the chip shows as it is
 
 
@@ -47,26 +45,6 @@ class Tile:
     image: NDArray[np.uint8]
     lines: Sequence[Line] = ()
     heat: NDArray[Any] | None = field(default=None)
-
-
-def displayed(pixels: NDArray[Any], form: ImageForm) -> NDArray[np.uint8]:
-    """A chip as people see it: red, green and blue; 16-bit values are stretched so that few are blown out.
-
-    Args:
-        pixels: (H, W, bands) of the form's dtype.
-
-    Returns:
-        uint8 (H, W, 3); grey where the form names no red, green and blue.
-    """
-    named = all(colour in form.band_order for colour in ("red", "green", "blue"))
-    bands = [form.band_order.index(colour) for colour in ("red", "green", "blue")] if named else [0, 0, 0]
-    rgb = pixels[:, :, bands]
-    if rgb.dtype == np.uint8:
-        return np.ascontiguousarray(rgb)
-    low, high = np.percentile(rgb, [100 - _BRIGHTEST_PERCENTILE, _BRIGHTEST_PERCENTILE])
-    scaled = (rgb.astype(np.float64) - low) / max(float(high - low), 1.0)
-    stretched: NDArray[np.uint8] = np.clip(scaled * 255, 0, 255).astype(np.uint8)
-    return stretched
 
 
 def compared(truth: Sequence[str], predicted: Sequence[str]) -> list[Line]:

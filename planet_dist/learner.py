@@ -235,7 +235,9 @@ class Learner:
 
     def close(self) -> None:
         """Unwraps the model for what comes next."""
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        # Accelerate's own unwrapping would load torch's compiler, and FSDP, to look for their wrappers.
+        for name in ("forward", "_original_forward"):
+            self.model.__dict__.pop(name, None)
         # Of a model that it prepared itself, without DDP around it, Accelerate would think that it still is under
         # autocast, and the next phase would train in float32.
         self.model._is_accelerate_prepared = False  # type: ignore[assignment]
@@ -279,7 +281,8 @@ class Learner:
 
     def _clipped_norm(self) -> torch.Tensor:
         limit = self.phase.clip_norm or math.inf
-        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self._trained, limit)
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, limit)
         if self.accelerator.scaler is None:
             self._halt_if(~torch.isfinite(norm))
         return norm

@@ -10,11 +10,9 @@ Suffixes: N chips, C labels.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +22,8 @@ from planet_dist import report_parts
 from planet_dist.chip_choice import worst_mistakes
 from planet_dist.combination import others_right
 from planet_dist.crossfit import evaluate_rules
+from planet_dist.display import displayed, webp_bytes
 from planet_dist.evaluate import Logits
-from planet_dist.figures import Nothing, RunFigures, caption, certain_labels
-from planet_dist.figures_chips import displayed
-from planet_dist.figures_style import png_bytes
 from planet_dist.finished import dataset_of, open_run
 from planet_dist.judge import own_scores, weighted_labels
 from planet_dist.metrics import Bools, probabilities, sample_f2
@@ -42,11 +38,8 @@ from shards.schema import write_whole
 
 MOST_BYTES = 8 * 2**20  # of a page; figures that would take it beyond are left out, by name
 _WORST, _THUMBNAIL_PIXELS, _THUMBNAIL_QUALITY = 12, 224, 78
-_FIGURE_PIXELS, _FIGURE_QUALITY = 1400, 80
 # These cost little; the others are compared at the end, when nobody waits.
 EPOCH_RULES = tuple(rule for rule in RULES if rule.name in ("flat-0.5", "flat-0.2", "best-single"))
-# The page shows them itself.
-_SHOWN_BY_THE_PAGE = ("mistakes", "losses")
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ def write_epoch_report(run: RunFolder, dataset: Dataset, logits: Logits, targets
 
 
 def write_final_report(run: RunFolder, dataset: Dataset) -> Path:
-    """The page of a finished run, with the papers' figures.
+    """The page of a finished run, with the papers' figures unless runtime.figures is off.
 
     Args:
         dataset: that it was trained on.
@@ -101,8 +94,13 @@ def write_final_report(run: RunFolder, dataset: Dataset) -> Path:
     speaks_C = weighted_labels(finished.config.loss, dataset.manifest.labels)
     p_NC = others_right(found.probabilities_NC, found.targets_NC, speaks_C)
     decided = Decided(found.ids_N.astype(np.int64), finished.thresholds.decide(p_NC), found.targets_NC)
-    drawn, left_out = _papers_figures(RunFigures(finished, dataset))
-    _write(run, read_logs(run.root), dataset, finished.scores, decided, (drawn, left_out))
+    if finished.config.runtime.figures:
+        from planet_dist.report_figures import papers_figures  # no step of training waits for matplotlib to load
+
+        papers = papers_figures(finished, dataset, MOST_BYTES)
+    else:
+        papers = [], {"all": "runtime.figures is off; planet-dist figures draws them"}
+    _write(run, read_logs(run.root), dataset, finished.scores, decided, papers)
     return run.report
 
 
@@ -128,7 +126,7 @@ def _write(
     decided: Decided,
     papers: tuple[list[tuple[str, bytes]], dict[str, str]] | None = None,
 ) -> None:
-    """Writes the page; `papers` are _papers_figures() of a finished run."""
+    """Writes the page; `papers` are report_figures.papers_figures() of a finished run."""
     speaks = scores.get("specialist_of")
     note = (
         f"A specialist of {', '.join(speaks)}: the figures take all other labels as answered rightly." if speaks else ""
@@ -175,7 +173,7 @@ def _worst(dataset: Dataset, decided: Decided) -> list[Chip]:
         chips.append(
             Chip(
                 dataset.keys([chip_id])[0],
-                _webp(shown.resize(side, Image.Resampling.LANCZOS), _THUMBNAIL_QUALITY),
+                webp_bytes(shown.resize(side, Image.Resampling.LANCZOS), _THUMBNAIL_QUALITY),
                 labels[true_C & said_C].tolist(),
                 labels[true_C & ~said_C].tolist(),
                 labels[said_C & ~true_C].tolist(),
@@ -183,37 +181,3 @@ def _worst(dataset: Dataset, decided: Decided) -> list[Chip]:
             )
         )
     return chips
-
-
-def _papers_figures(figures: RunFigures) -> tuple[list[tuple[str, bytes]], dict[str, str]]:
-    """Figures as WebP with their captions, and reasons of those left out by name."""
-    manifest = figures.dataset.manifest
-    certain = certain_labels(manifest.vocabulary, manifest.label_counts, [])
-    drawn: list[tuple[str, bytes]] = []
-    left_out: dict[str, str] = {}
-    room = MOST_BYTES * 3 // 5  # base64 adds a third; the rest is for the other parts
-    for name, make in figures.makers(certain).items():
-        if name in _SHOWN_BY_THE_PAGE:
-            continue
-        try:
-            with Image.open(io.BytesIO(png_bytes(make()))) as picture:
-                picture.thumbnail((_FIGURE_PIXELS, 10 * _FIGURE_PIXELS), Image.Resampling.LANCZOS)
-                data = _webp(picture.convert("RGB"), _FIGURE_QUALITY)
-        except Nothing as reason:
-            left_out[name] = str(reason)
-            continue
-        except Exception as error:  # one figure that cannot be drawn costs no other
-            left_out[name] = f"could not be drawn ({type(error).__name__}: {error})"
-            continue
-        if len(data) > room:
-            left_out[name] = f"the page would be larger than {MOST_BYTES >> 20} MiB; planet-dist figures draws it"
-            continue
-        room -= len(data)
-        drawn.append((caption(name), data))
-    return drawn, left_out
-
-
-def _webp(picture: Any, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=quality, method=4)
-    return buffer.getvalue()

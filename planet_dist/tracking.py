@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from planet_dist.config import Config, TrackingConfig
 from planet_dist.data import Data
+from planet_dist.display import displayed
 from planet_dist.git_state import git_state
 from planet_dist.runfolder import RunFolder
 from planet_dist.tracking_log import RunLog, define
@@ -288,8 +289,6 @@ def bundle_artifact(bundle: Path, run_id: str, facts: dict[str, Any]) -> Any:
 
 def _pictures(dataset: Dataset) -> Callable[[int], NDArray[np.uint8]]:
     def picture(chip_id: int) -> NDArray[np.uint8]:
-        from planet_dist.figures_chips import displayed  # matplotlib takes its time to load
-
         return displayed(dataset.pixels(chip_id), dataset.manifest.image)
 
     return picture

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 
 # From what knows least to what knows most; a module imports only from the groups before its own, and shards.
 LAYERS = [
-    {"precision"},
+    {"display", "precision"},
     # What was asked for and what is known, each by itself.
     {
         "backbones",
@@ -52,6 +52,7 @@ LAYERS = [
     {"bundle_card"},
     {"bundle_files", "onnx_decision"},
     {"bundle", "compare", "ending", "ensemble_scores", "figures", "judge"},
+    {"report_figures"},
     {"onnx_network", "predict_files", "predict_inputs", "report"},
     {"onnx_export", "predict_parts"},
     {"predict"},
@@ -87,6 +88,7 @@ TESTED_ELSEWHERE = {
     "planet_dist.__init__": "test_interop",
     "planet_dist.backbones": "test_models",
     "planet_dist.cli": "test_planet_cli",
+    "planet_dist.display": "test_figures",
     "planet_dist.ending": "test_progress",
     "planet_dist.engine": "test_train",
     "planet_dist.finished": "test_figures",

@@ -34,6 +34,7 @@ from tests.conftest import REPOSITORY
 SMALL = [
     "data.split=tail:30",
     "model.width=8",
+    "runtime.figures=false",
     "phases.0.batch_size=16",
     "evaluate.batch_size=16",
     "tracking.wandb=off",

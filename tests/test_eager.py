@@ -27,6 +27,32 @@ print(json.dumps(dict(weights=weights.tolist(), compiler="torch._dynamo" in sys.
 """
 
 
+WHOLE = """
+import sys
+import torch
+from accelerate import Accelerator
+from planet_dist.config import ModelConfig
+from planet_dist.eager import leave_compiler_out
+from planet_dist.models import build_model
+accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+leave_compiler_out(ranks=1)
+model = build_model(ModelConfig(name="small-resnet", width=8), 3, 3, 32)
+prepared, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), fused=True))
+print([name for name in ("torch._dynamo", "torch.distributed.tensor", "sympy") if name in sys.modules])
+"""
+
+
+def test_accelerate_prepares_a_model_without_tensors_shared_among_devices() -> None:
+    done = subprocess.run([sys.executable, "-c", WHOLE], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"
+
+
+def test_a_run_starts_without_what_draws_its_figures() -> None:
+    code = "import sys, planet_dist.engine, planet_dist.train; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"
+
+
 def three_steps(kind: str, more: str, left_out: bool) -> dict[str, object]:
     script = STEPS.format(kind=kind, more=more, left_out=left_out)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)

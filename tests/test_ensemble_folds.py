@@ -242,7 +242,7 @@ def test_recipes_are_trained_on_every_fold_by_one_command_which_goes_on_where_it
         recipes.append(tmp_path / f"{name}.toml")
         recipes[-1].write_text(
             f'description = "{name}"\n[model]\nname = "small-resnet"\nwidth = 8\n[data]\nsize = 32\n'
-            f'[loss]\nlabel_smoothing = {smoothing}\n[tracking]\nwandb = "off"\n'
+            f'[loss]\nlabel_smoothing = {smoothing}\n[tracking]\nwandb = "off"\n[runtime]\nfigures = false\n'
             "[[phases]]\nepochs = 2\nbatch_size = 40\nlearning_rate = 0.01\n"
         )
     given = ["--recipes", ",".join(map(str, recipes)), "--folds", 3, "--data", dataset.root, "--out", out]

@@ -14,8 +14,9 @@ from PIL import Image
 
 from planet_dist.calibration import reliability
 from planet_dist.cli import main
+from planet_dist.display import displayed
 from planet_dist.figures import RunFigures, certain_labels, check_pair, draw_all
-from planet_dist.figures_chips import Line, Tile, compared, displayed, gallery
+from planet_dist.figures_chips import Line, Tile, compared, gallery
 from planet_dist.figures_reliability import reliability_panels, share_interval
 from planet_dist.figures_scores import (
     LossCurve,

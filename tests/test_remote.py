@@ -358,7 +358,13 @@ def test_a_run_from_a_url_ends_without_a_trace_of_its_credentials(
     done = launch(
         "planet_dist/train.py",
         *("--recipe", "small-resnet-32", "--data", url, "--out", str(run)),
-        *("data.split=tail:30", "model.width=8", "phases.0.epochs=1", "tracking.wandb=offline"),
+        *(
+            "data.split=tail:30",
+            "model.width=8",
+            "phases.0.epochs=1",
+            "tracking.wandb=offline",
+            "runtime.figures=false",
+        ),
         f"runtime.cache_dir={tmp_path / 'cache'}",
         ranks=1,
     )

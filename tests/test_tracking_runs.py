@@ -27,6 +27,7 @@ STEPS, EPOCH, KILLED = 66, 22, 31
 WORDS = [
     "data.split=tail:32",
     "model.width=8",
+    "runtime.figures=false",
     "phases.0.epochs=3",
     "phases.0.batch_size=4",
     "evaluate.batch_size=16",

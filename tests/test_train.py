@@ -21,6 +21,7 @@ from tests.conftest import REPOSITORY, launch
 SMALL = [
     "data.split=tail:30",
     "model.width=8",
+    "runtime.figures=false",
     "model.dropout=0.1",
     "phases.0.epochs=3",
     "phases.0.batch_size=16",
