@@ -106,7 +106,7 @@ def train(
     accelerator = make_accelerator(
         on_cpu=on_cpu, timeout_minutes=timeout_minutes, log_with="wandb", project_dir=str(out)
     )
-    leave_compiler_out(accelerator.num_processes)
+    leave_compiler_out()
     data = open_data(config, data_location)
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
     if accelerator.is_main_process:
