@@ -59,7 +59,7 @@ def tif_dataset(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> Datase
     return Dataset(out)
 
 
-def launch(script: str, *words: str, ranks: int = 2, timeout_seconds: float = 240) -> subprocess.CompletedProcess[str]:
+def launch(script: str, *words: str, ranks: int = 2, timeout_seconds: float = 600) -> subprocess.CompletedProcess[str]:
     """Runs a script of the repository under accelerate launch with launch/cpu.yaml; 1 rank needs no file of its own."""
     how = ["--config_file", "launch/cpu.yaml"] if ranks > 1 else ["--num_processes", "1", "--mixed_precision", "bf16"]
     if ranks > 2:

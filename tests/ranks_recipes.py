@@ -24,6 +24,7 @@ from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps
 from tests.ranks_learner import take
 
 STEPS, BATCH = 2, 4
+SIDE = 96  # of the images of large networks, so that a CPU has time for all of them
 
 
 def digest(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -76,8 +77,12 @@ def main(jpg: str, tif: str, out: str) -> None:
     found = {}
     for name in recipe_paths():
         plain = load_config(name)
-        sizes = [f"phases.{number}.batch_size={BATCH}" for number in range(len(plain.phases))]
-        config = load_config(name, ["model.weights=none", "data.split=tail:20", *sizes])
+        side = min(plain.data.size, SIDE)
+        words = ["model.weights=none", "data.split=tail:20", f"data.size={side}"]
+        for number, phase in enumerate(plain.phases):
+            words.append(f"phases.{number}.batch_size={BATCH}")
+            words += [f"phases.{number}.size={side * phase.size // plain.data.size}"] if phase.size else []
+        config = load_config(name, words)
         found[name] = train(config, open_data(config, tif if config.data.kind == "tif" else jpg), accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
