@@ -135,8 +135,9 @@ def orthogonal_by_all(matrices: Sequence[Tensor]) -> list[Tensor]:
         return [orthogonal(matrix_OI) for matrix_OI in matrices]
     own = shares([tuple(matrix_OI.shape) for matrix_OI in matrices], num_ranks)[dist.get_rank()]
     device = matrices[0].device
-    # Zeros from all ranks but one leave the one's values as they are.
-    together = torch.zeros(sum(map(torch.Tensor.numel, matrices)), dtype=_product_type(device), device=device)
+    # Of one type, whatever the ranks' CPUs compute in. Zeros of all ranks but one leave the one's values as they are.
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    together = torch.zeros(sum(map(torch.Tensor.numel, matrices)), dtype=dtype, device=device)
     parts = together.split([matrix_OI.numel() for matrix_OI in matrices])
     for place in own:
         parts[place].view(matrices[place].shape).copy_(orthogonal(matrices[place]))
