@@ -56,6 +56,7 @@ RARE_SHARE = 0.01
 COPIES = 4
 CUT = 0.2
 RESAMPLINGS = 400
+TABLE_WIDTH = 140  # of all columns, where a log has no width of its own
 LAUNCH_FILE = Path(__file__).parent.parent / "launch" / "one_cpu.yaml"
 
 Floats = NDArray[np.float64]
@@ -120,7 +121,8 @@ def show(options: argparse.Namespace) -> None:
         name: read_predictions(RunFolder(member.run).evaluation / "predictions.npz")
         for name, member in zip(runs, members, strict=True)
     }
-    Console().print(table(found, rare))
+    console = Console()
+    Console(width=max(console.width, TABLE_WIDTH)).print(table(found, rare))
 
 
 def read_chips(path: Path, validate: int) -> Chips:
