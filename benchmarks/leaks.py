@@ -42,6 +42,7 @@ Floats = NDArray[np.float64]
 
 CUT = 0.2
 RESAMPLINGS = 1000
+TABLE_WIDTH = 140  # of all columns, where a log has no width of its own
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def show(location: str, runs: list[Path]) -> None:
     rng = np.random.default_rng(0)
     judged = {split: judge(location, those, group_N) for split, those in by_split.items()}
     console = Console()
+    console = Console(width=max(console.width, TABLE_WIDTH))
     table = Table(
         title=f"{len(dataset):,} chips: flat {CUT} F2 of chips with relatives, and of others of the same labels"
     )
