@@ -34,6 +34,7 @@ from planet_dist.assembly import assemble
 from planet_dist.config import Config, load_config
 from planet_dist.data import Data, open_data
 from planet_dist.learner import Learner
+from planet_dist.precision import precision_for
 from planet_dist.stream import Batch, DecodedBatches, OnDevice, PlannedSteps, decode_threads
 from shards.build import BuildOptions, build
 from shards.labels import PLANET
@@ -104,10 +105,11 @@ def plain(name: str, size: int, batch: int, labels: int, device: torch.device, *
     images_BCHW = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     targets_BC = torch.randint(0, 2, (batch, labels), device=device).float()
     run: nn.Module = torch.compile(network) if compiled else network  # type: ignore[assignment]
+    bf16 = precision_for("bf16", on_cpu=device.type == "cpu") == "bf16"
 
     def steps(count: int) -> None:
         for _ in range(count):
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits_BC = run(images_BCHW)
             nn.functional.binary_cross_entropy_with_logits(logits_BC.float(), targets_BC).backward()
             optimizer.step()
@@ -127,7 +129,7 @@ def seconds(steps: Steps, count: int, device: torch.device) -> float:
 
 def measure(name: str, size: int, batch: int, data: Data, args: argparse.Namespace) -> dict[str, list[float]]:
     """Images per second of each round, by contestant."""
-    accelerator = Accelerator(cpu=args.rehearse, mixed_precision="bf16")
+    accelerator = Accelerator(cpu=args.rehearse, mixed_precision=precision_for("bf16", on_cpu=args.rehearse))
     device = accelerator.device
     config = configuration(name, size, batch)
     stream, resident = ours(config, data, accelerator)

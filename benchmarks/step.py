@@ -27,7 +27,7 @@ from planet_dist.assembly import assemble
 from planet_dist.config import Config, load_config
 from planet_dist.data import Data, open_data
 from planet_dist.learner import Learner
-from planet_dist.precision import cpu_has_bf16
+from planet_dist.precision import precision_for
 from planet_dist.stopwatch import Stopwatch
 from planet_dist.stream import Batch, DecodedBatches, OnDevice, PlannedSteps, decode_threads, open_caches
 from shards.build import BuildOptions, build
@@ -50,8 +50,7 @@ class Bench:
     def __init__(self, config: Config, data: Data) -> None:
         self.config, self.data = config, data
         on_cpu = not torch.cuda.is_available()
-        precision = "no" if on_cpu and not cpu_has_bf16() else "bf16"
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision_for("bf16", on_cpu=on_cpu))
         device = self.accelerator.device
         phase = config.phases[0]
         self.plan = data.plan(config, phase)

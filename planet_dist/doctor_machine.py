@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 
 from planet_dist.config import Config, TrackingConfig
 from planet_dist.doctor_findings import Finding
-from planet_dist.launched import NO_BF16, Launch, check_hardware
-from planet_dist.precision import cpu_has_bf16
+from planet_dist.launched import Launch, check_hardware
+from planet_dist.precision import describe_precision, precision_for
 from planet_dist.tracking import tracking_mode
 from shards.errors import ConfigError
 from shards.workers import available_cores
@@ -77,9 +77,9 @@ def launch_fit(launch: Launch | None, local_processes: int, compute_threads: int
         return [Finding("error", "launch", what, remedy)]
     where = "CPU" if on_cpu else "GPU"
     machines = f" on each of {launch.num_machines} machines" if launch.num_machines > 1 else ""
-    text = f"{launch.source}: {local_processes} process(es){machines}, {where}, {launch.mixed_precision}"
-    if on_cpu and launch.mixed_precision == "bf16" and not cpu_has_bf16():
-        text = f"{text.removesuffix('bf16')}float32 ({NO_BF16})"
+    asked = launch.mixed_precision
+    precision = describe_precision(precision_for(asked, on_cpu=on_cpu), asked)
+    text = f"{launch.source}: {local_processes} process(es){machines}, {where}, {precision}"
     findings = [Finding("ok", "launch", f"{text}; {compute_threads} thread(s) each for arithmetic on the CPU")]
     if launch.num_processes % launch.num_machines:
         text = f"{launch.source}: {launch.num_processes} processes do not divide among {launch.num_machines} machines"

@@ -36,10 +36,11 @@ from planet_dist.data import Data
 from planet_dist.epoch_detail import epoch_detail
 from planet_dist.evaluate import Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
-from planet_dist.launched import describe_precision
+from planet_dist.launched import asked_precision
 from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.liveness import Watch
 from planet_dist.models import count_parameters
+from planet_dist.precision import describe_precision
 from planet_dist.progress import Progress, Stretch
 from planet_dist.provenance import LIBRARIES
 from planet_dist.report import warn_of_failure, write_epoch_report, write_final_report
@@ -141,7 +142,7 @@ class Trainer:
         position = self.checkpoint.state.position if self.checkpoint else Position()
         split = self.data.split
         self.tracker.describe(self.data)
-        precision = describe_precision(self.accelerator.mixed_precision, on_cpu=self.accelerator.device.type == "cpu")
+        precision = describe_precision(self.accelerator.mixed_precision, asked_precision())
         self.progress.note(
             f"{len(split.train_ids):,} chips train, {len(split.val_ids):,} validate; "
             f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "

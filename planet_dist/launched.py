@@ -22,11 +22,9 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
-from planet_dist.precision import cpu_has_bf16
+from planet_dist.precision import precision_for
 from shards.errors import ConfigError
 from shards.workers import die_with_parent
-
-NO_BF16 = "bf16 was asked for, and the CPU has no kernels for it"
 
 
 @dataclass(frozen=True)
@@ -189,11 +187,12 @@ def make_accelerator(*, on_cpu: bool, timeout_minutes: float, **tracking: Any) -
     """
     timeout = timedelta(minutes=timeout_minutes)
     PartialState(cpu=on_cpu, timeout=timeout)
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    lacking = on_cpu and asked == "bf16" and not all(gather_object([cpu_has_bf16()]))
+    precision = precision_for(asked_precision(), on_cpu=on_cpu)
+    if on_cpu and "no" in gather_object([precision]):
+        precision = "no"
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision="no" if lacking else asked,
+        mixed_precision=precision,
         # Buffers are made equal before they are used (Learner.share_buffers), not at every step.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
@@ -203,12 +202,6 @@ def make_accelerator(*, on_cpu: bool, timeout_minutes: float, **tracking: Any) -
     )
 
 
-def describe_precision(mixed_precision: str, *, on_cpu: bool) -> str:
-    """How a run's line names its precision, and why it isn't the launch's.
-
-    Args:
-        mixed_precision: what the run trains with.
-    """
-    if on_cpu and mixed_precision == "no" and os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
-        return f"float32 ({NO_BF16})"
-    return "float32" if mixed_precision == "no" else mixed_precision
+def asked_precision() -> str:
+    """The launch's mixed_precision, as the launcher hands it over; "no" where nobody launched this process."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

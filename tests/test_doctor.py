@@ -237,10 +237,10 @@ def test_cores_and_processes_are_held_against_each_other(
 
 
 def test_a_cpu_without_bf16_is_named_and_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_machine, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("planet_dist.precision.cpu_has_bf16", lambda: False)
     first = launch_fit(CPU, 2, 1)[0]
     assert first.level == "ok" and "CPU, float32 (bf16 was asked for" in first.text
-    monkeypatch.setattr(doctor_machine, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("planet_dist.precision.cpu_has_bf16", lambda: True)
     assert "CPU, bf16;" in launch_fit(CPU, 2, 1)[0].text
 
 

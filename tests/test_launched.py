@@ -14,7 +14,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from planet_dist import launched
-from planet_dist.launched import Launch, check_launch, describe_precision, find_launch, make_accelerator, read_launch
+from planet_dist.launched import Launch, asked_precision, check_launch, find_launch, make_accelerator, read_launch
+from planet_dist.precision import describe_precision
 from shards.errors import ConfigError
 from tests.conftest import REPOSITORY
 
@@ -236,21 +237,22 @@ def test_fp16_is_refused_where_there_is_no_gpu(gpus: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "on_ranks", "trains", "named"),
     [
-        ("bf16", [True, True], "bf16", "bf16"),
-        ("bf16", [True, False], "no", "float32 (bf16 was asked for, and the CPU has no kernels for it)"),
-        ("no", [False, False], "no", "float32"),
+        ("bf16", ["bf16", "bf16"], "bf16", "bf16"),
+        ("bf16", ["bf16", "no"], "no", "float32 (bf16 was asked for, and the CPU has no kernels for it)"),
+        ("no", ["no", "no"], "no", "float32"),
     ],
 )
 def test_bf16_is_float32_on_every_rank_where_the_cpu_of_one_has_no_kernels_for_it(
-    asked: str, on_ranks: list[bool], trains: str, named: str, monkeypatch: pytest.MonkeyPatch
+    asked: str, on_ranks: list[str], trains: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    monkeypatch.setattr("planet_dist.precision.cpu_has_bf16", lambda: True)  # of this rank; others may differ
     monkeypatch.setattr(launched, "gather_object", lambda own: on_ranks)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         accelerator = make_accelerator(on_cpu=True, timeout_minutes=1.0)
         assert accelerator.mixed_precision == trains
-        assert describe_precision(accelerator.mixed_precision, on_cpu=True) == named
+        assert describe_precision(accelerator.mixed_precision, asked_precision()) == named
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
