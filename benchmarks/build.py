@@ -44,24 +44,26 @@ if __name__ == "__main__":
     print(ended - started, (report.manifest.count - first[0][1]) / (ended - first[0][0]))
 """
 
-# Prints the images/s of as many threads that pack, whose results nobody takes.
+# Prints the seconds of as many threads that pack all, whose results nobody takes.
 PACK = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+import shards.packing
 from shards.build import WHOLE, BuildOptions, _prepare
 from shards.labels import PLANET
 from shards.packing import pack_chunk
-images, out, threads = sys.argv[1:]
+images, out, threads, decoding = sys.argv[1:]
 options = BuildOptions(Path(images), None, Path(out), PLANET, int(threads), unlabelled=True)
 job = _prepare(options, WHOLE, lambda done, total: None)
 chunks = [chunk for plan in job.plans for chunk in job.chunks(plan)]
 pack_chunk(chunks[0])
+if decoding == "nothing decoded":
+    shards.packing._decode = lambda image, chunk, canvas: (canvas, 0)
 started = time.perf_counter()
 with ThreadPoolExecutor(int(threads)) as pool:
-    count = sum(pool.map(lambda chunk: len(pack_chunk(chunk).index), chunks))
-ended = time.perf_counter()
-print(ended - started, count / (ended - started))
+    assert sum(pool.map(lambda chunk: len(pack_chunk(chunk).index), chunks)) == len(job.scan.records)
+print(time.perf_counter() - started)
 """
 
 DECODE = """
@@ -93,34 +95,32 @@ def time_build(workers: int) -> Callable[[Path, int], float]:
     """A function that measures the images/s of a build."""
 
     def measure(images: Path, count: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            script = Path(folder) / "build_once.py"
-            script.write_text(BUILD)
-            seconds, steady = _run_script(script, str(images), f"{folder}/out", str(workers))
+        seconds, steady = _run_script(BUILD, images, str(workers))
         # With one worker the whole call counts; worker processes take a moment to start, however long the build.
         return count / seconds if workers == 1 else steady
 
     return measure
 
 
-def time_pack(threads: int) -> Callable[[Path, int], float]:
-    """A function that measures the images/s of what a build's workers do, alone."""
+def time_pack(threads: int, decoding: str = "decoding") -> Callable[[Path, int], float]:
+    """A function that measures the images/s of what a build's workers do, alone; "nothing decoded" leaves that out."""
 
     def measure(images: Path, count: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            script = Path(folder) / "pack_once.py"
-            script.write_text(PACK)
-            return _run_script(script, str(images), f"{folder}/out", str(threads))[1]
+        (seconds,) = _run_script(PACK, images, str(threads), decoding)
+        return count / seconds
 
     return measure
 
 
-def _run_script(script: Path, *arguments: str) -> tuple[float, float]:
+def _run_script(code: str, images: Path, *arguments: str) -> list[float]:
+    """The numbers that a script of its own prints, given the images, a folder to build in, and more."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    seconds, steady = map(float, done.stdout.split())
-    return seconds, steady
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "once.py"  # a file, which worker processes can load anew
+        script.write_text(code)
+        command = [sys.executable, str(script), str(images), f"{folder}/out", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return [float(word) for word in done.stdout.split()]
 
 
 def time_tar(images: Path, count: int) -> float:
@@ -157,6 +157,8 @@ def main() -> None:
             "decode, 2 processes": time_decode(2),
             "pack, 1 thread": time_pack(1),
             "pack, 2 threads": time_pack(2),
+            "pack, nothing decoded, 1 thread": time_pack(1, "nothing decoded"),
+            "pack, nothing decoded, 2 threads": time_pack(2, "nothing decoded"),
             "build, 1 worker": time_build(1),
             "build, 2 workers": time_build(2),
             "tar": time_tar,

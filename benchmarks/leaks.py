@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
+from printed import wide_console
 from rich.table import Table
 
 from planet_dist.config import Config, parse_config
@@ -42,7 +42,6 @@ Floats = NDArray[np.float64]
 
 CUT = 0.2
 RESAMPLINGS = 1000
-TABLE_WIDTH = 140  # of all columns, where a log has no width of its own
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ def show(location: str, runs: list[Path]) -> None:
         by_split[re.sub(r"(:\d+)/\d+$", r"\1", _split(run))].append(run)
     rng = np.random.default_rng(0)
     judged = {split: judge(location, those, group_N) for split, those in by_split.items()}
-    console = Console()
-    console = Console(width=max(console.width, TABLE_WIDTH))
+    console = wide_console()
     table = Table(
         title=f"{len(dataset):,} chips: flat {CUT} F2 of chips with relatives, and of others of the same labels"
     )

@@ -5,6 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+WIDE = 140
+
+
+def wide_console() -> Console:
+    """A console for tables of many columns, also where a log has no width of its own."""
+    console = Console()
+    return Console(width=max(console.width, WIDE))
+
 
 class Printer:
     """Prints tables, for a terminal or as Markdown."""

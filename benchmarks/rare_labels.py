@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
+from printed import wide_console
 from rich.table import Table
 
 from planet_dist.augment import sample, source_maps
@@ -56,7 +56,6 @@ RARE_SHARE = 0.01
 COPIES = 4
 CUT = 0.2
 RESAMPLINGS = 400
-TABLE_WIDTH = 140  # of all columns, where a log has no width of its own
 LAUNCH_FILE = Path(__file__).parent.parent / "launch" / "one_cpu.yaml"
 
 Floats = NDArray[np.float64]
@@ -121,8 +120,7 @@ def show(options: argparse.Namespace) -> None:
         name: read_predictions(RunFolder(member.run).evaluation / "predictions.npz")
         for name, member in zip(runs, members, strict=True)
     }
-    console = Console()
-    Console(width=max(console.width, TABLE_WIDTH)).print(table(found, rare))
+    wide_console().print(table(found, rare))
 
 
 def read_chips(path: Path, validate: int) -> Chips:
