@@ -137,8 +137,9 @@ def orthogonal_by_all(matrices: Sequence[Tensor]) -> list[Tensor]:
     device = matrices[0].device
     # Of one type, whatever the ranks' CPUs compute in. Zeros of all ranks but one leave the one's values as they are.
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    together = torch.zeros(sum(map(torch.Tensor.numel, matrices)), dtype=dtype, device=device)
-    parts = together.split([matrix_OI.numel() for matrix_OI in matrices])
+    sizes = [matrix_OI.numel() for matrix_OI in matrices]
+    together = torch.zeros(sum(sizes), dtype=dtype, device=device)
+    parts = together.split(sizes)
     for place in own:
         parts[place].view(matrices[place].shape).copy_(orthogonal(matrices[place]))
     dist.all_reduce(together)

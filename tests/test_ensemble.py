@@ -215,7 +215,8 @@ def test_members_of_one_name_are_told_apart(dataset: Dataset, runs: list[Path], 
 RECIPE = """
 description = "two tiny networks"
 rule = "vote"
-shared = ["data.split=tail:40", "model.width=8", "phases.0.epochs=1", "phases.0.batch_size=40", "runtime.figures=false"]
+shared = ["data.split=tail:40", "model.width=8", "phases.0.epochs=1", "phases.0.batch_size=40", "evaluate.turns=1",
+    "runtime.figures=false"]
 [[members]]
 recipe = "small-resnet-32"
 overrides = ["seed=0"]

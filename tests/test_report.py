@@ -301,6 +301,21 @@ def test_a_figure_that_cannot_be_drawn_costs_no_other(
     assert "<figcaption>F2 over precision and recall" in page_of(out)
 
 
+def test_a_run_without_the_papers_figures_is_shown_as_finished_and_says_how_to_draw_them(
+    trained: tuple[Path, list[str]], hostile: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out, symlinks=True)
+    written = out / "config.toml"
+    assert "figures = true" in written.read_text()
+    written.write_text(written.read_text().replace("figures = true", "figures = false"))
+    monkeypatch.setattr(RunFigures, "makers", lambda self, certain: pytest.fail("figures were drawn"))
+    write_final_report(RunFolder(out), hostile)
+    page = page_of(out)
+    assert "<li>all: runtime.figures is off; planet-dist figures draws them</li>" in page
+    assert "finished" in page and "this page follows every epoch" not in page
+
+
 def test_an_unfinished_run_keeps_the_page_that_its_last_epoch_wrote(
     trained: tuple[Path, list[str]], hostile: Dataset, tmp_path: Path
 ) -> None:
