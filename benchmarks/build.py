@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
+from printed import wide_console
 from rich.table import Table
 
 # Prints the seconds of a whole build, and the images/s from the first chunk that came back to the end.
@@ -157,8 +157,8 @@ def main() -> None:
             "decode, 2 processes": time_decode(2),
             "pack, 1 thread": time_pack(1),
             "pack, 2 threads": time_pack(2),
-            "pack, nothing decoded, 1 thread": time_pack(1, "nothing decoded"),
-            "pack, nothing decoded, 2 threads": time_pack(2, "nothing decoded"),
+            "... nothing decoded, 1 thread": time_pack(1, "nothing decoded"),
+            "... nothing decoded, 2 threads": time_pack(2, "nothing decoded"),
             "build, 1 worker": time_build(1),
             "build, 2 workers": time_build(2),
             "tar": time_tar,
@@ -191,7 +191,7 @@ def show(rates: dict[str, list[float]], count: int, repeats: int) -> None:
         share = statistics.median(rate / base for rate, base in zip(found, bare, strict=True))
         spread = f"{min(found):,.0f} to {max(found):,.0f}"
         table.add_row(name, f"{statistics.median(found):,.0f}", spread, f"{share:.2f}")
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":
