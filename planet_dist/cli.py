@@ -204,7 +204,7 @@ def export(bundle: Path, onnx: Path) -> None:
 
 @main.group(cls=_Group)
 def weights() -> None:
-    """Pretrained weights of torchvision's networks."""
+    """Pretrained weights of backbones."""
 
 
 @weights.command("fetch")

