@@ -99,7 +99,8 @@ class ModelConfig(_Section):
             L2).
         head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or
             "paper2" (global average pooling, 512 units, ReLU).
-        weights: of a backbone that is none of the first three: "none", "imagenet", or a path to a .pth or .safetensors file.
+        weights: of a network that is none of the first three: "none", "imagenet", or a path to a .pth or
+            .safetensors file.
     """
 
     name: str
