@@ -31,7 +31,7 @@ from rich.table import Table
 
 from planet_dist.config import Config, parse_config
 from planet_dist.data import open_data
-from planet_dist.metrics import sample_f2
+from planet_dist.metrics import interval, sample_f2
 from planet_dist.predictions import read_predictions
 from shards.errors import PlanetError, RunError
 from shards.groups import read_groups
@@ -160,7 +160,7 @@ def row(
 
     found = means(np.ones(len(bits_N)))
     draws = (means(rng.poisson(1, len(bits_N)).astype(float)) for _ in range(RESAMPLINGS))
-    low, high = np.quantile([first - second for first, second in draws], [0.025, 0.975])
+    low, high = interval(np.array([first - second for first, second in draws]))
     kept = "" if chips.leaks_N.any() else ", kept out with them"
     return [
         split,
@@ -195,7 +195,7 @@ def paired(one: str, other: str, first: Judged, second: Judged, rng: np.random.G
             continue
         difference_N = (f2_one_N - f2_other_N)[chosen_N]
         draws = [difference_N[rng.integers(0, count, count)].mean() for _ in range(RESAMPLINGS)]
-        low, high = np.quantile(draws, [0.025, 0.975])
+        low, high = interval(np.array(draws))
         table.add_row(
             name,
             f"{count:,}",

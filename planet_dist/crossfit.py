@@ -5,7 +5,7 @@ Thresholds fitted per label look better on their own rows than they are, and on 
 cross-fitted, where each row is decided by a fit without its fold. A rule that cross-validates to fit itself
 does so inside the rows that it's given.
 
-Suffixes: N samples, C labels, R rules, B bootstrap resamples.
+Suffixes: N samples, C labels.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from planet_dist.metrics import (
     Floats,
     LabelScores,
     accuracy,
-    bootstrap_means,
     check_probabilities,
     check_targets,
     cross_entropy,
-    interval,
     label_scores,
     mean_f2,
-    sample_f2,
+    standings,
 )
 from planet_dist.thresholds import RULES, Thresholds
 from shards.errors import ConfigError, RunError
@@ -156,19 +154,9 @@ def evaluate_rules(
     fold_of_N = fold_numbers(count, folds, seed)
     fitted = [rule.decision(checked_NC, true_NC, labels) for rule in rules]
     decisions = [cross_fitted(rule, checked_NC, true_NC, fold_of_N, labels) for rule in rules]
-    scores_NR = np.stack([sample_f2(decided_NC, true_NC) for decided_NC in decisions], axis=1)
-    means_R, means_BR = scores_NR.mean(axis=0), bootstrap_means(scores_NR, seed, resamples)
-    best = int(means_R.argmax())
     compared = tuple(
-        RuleScore(
-            rule.name,
-            rule.values_taken(fitted[r]),
-            mean_f2(fitted[r].decide(checked_NC), true_NC),
-            float(means_R[r]),
-            *interval(means_BR[:, r]),
-            *interval(means_BR[:, best] - means_BR[:, r]),
-        )
-        for r, rule in enumerate(rules)
+        RuleScore(rule.name, rule.values_taken(fit), mean_f2(fit.decide(checked_NC), true_NC), *standing)
+        for rule, fit, standing in zip(rules, fitted, standings(decisions, true_NC, seed, resamples), strict=True)
     )
     chosen = choose(compared)
     return Evaluation(

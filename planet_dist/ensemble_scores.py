@@ -1,6 +1,6 @@
 """What the members of an ensemble and the ways to combine them are worth, on rows that they were not fitted on.
 
-Suffixes: M members, N samples, C labels, R contenders, B bootstrap resamples.
+Suffixes: M members, N samples, C labels.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from planet_dist.metrics import (
     Bools,
     Floats,
     LabelScores,
-    bootstrap_means,
-    interval,
     label_scores,
-    sample_f2,
+    mean_f2,
+    standings,
 )
 
 _FOLDS = 5
@@ -240,16 +239,8 @@ class _Judge:
 
 
 def _compare(contending: dict[str, _Decisions], true_NC: Bools, seed: int, resamples: int) -> list[Contender]:
-    scores_NR = np.stack([sample_f2(one.cross_fitted_NC, true_NC) for one in contending.values()], axis=1)
-    means_R, means_BR = scores_NR.mean(axis=0), bootstrap_means(scores_NR, seed, resamples)
-    best = int(means_R.argmax())
+    stand = standings([one.cross_fitted_NC for one in contending.values()], true_NC, seed, resamples)
     return [
-        Contender(
-            name,
-            float(sample_f2(one.same_rows_NC, true_NC).mean()),
-            float(means_R[r]),
-            *interval(means_BR[:, r]),
-            *interval(means_BR[:, best] - means_BR[:, r]),
-        )
-        for r, (name, one) in enumerate(contending.items())
+        Contender(name, mean_f2(one.same_rows_NC, true_NC), *standing)
+        for (name, one), standing in zip(contending.items(), stand, strict=True)
     ]

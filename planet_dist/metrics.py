@@ -9,8 +9,9 @@ it is 0 here, as scikit-learn has it with zero_division=0. Planet's chips always
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -258,3 +259,36 @@ def interval(means_B: Array, confidence: float = 0.95) -> tuple[float, float]:
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(np.asarray(means_B, dtype=np.float64), [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+class Standing(NamedTuple):
+    """One of several ways to decide, beside the others.
+
+    Attributes:
+        f2: sample-averaged.
+        low, high: bootstrap interval (95%) of f2.
+        behind_low, behind_high: paired bootstrap interval (95%) of how far it is behind the best way.
+    """
+
+    f2: float
+    low: float
+    high: float
+    behind_low: float
+    behind_high: float
+
+
+def standings(decided: Sequence[Bools], true_NC: Bools, seed: int, resamples: int = 1000) -> list[Standing]:
+    """Compares ways to decide on the same chips.
+
+    Args:
+        decided: bool (N, C), of each way.
+        true_NC: bool (N, C).
+        seed: not negative.
+        resamples: of the bootstrap.
+    """
+    scores_NR = np.stack([sample_f2(decided_NC, true_NC) for decided_NC in decided], axis=1)
+    means_R, means_BR = scores_NR.mean(axis=0), bootstrap_means(scores_NR, seed, resamples)
+    behind_BR = means_BR[:, [int(means_R.argmax())]] - means_BR
+    return [
+        Standing(float(mean), *interval(means_BR[:, r]), *interval(behind_BR[:, r])) for r, mean in enumerate(means_R)
+    ]

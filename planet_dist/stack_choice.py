@@ -7,7 +7,7 @@ planet_dist.stack_nested leaves out one fold after the other, and so judges the 
 Folds are those that the networks were trained without, so that chips that a split keeps together (neighbours, near
 duplicates) stay together here too.
 
-Suffixes: R recipes, N samples, C labels, P penalties, W ways to combine, B bootstrap resamples.
+Suffixes: R recipes, N samples, C labels, P penalties, W ways to combine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from planet_dist.crossfit import Evaluation, RuleScore, choose, cross_fitted, evaluate_rules
 from planet_dist.decision import DecisionRule
-from planet_dist.metrics import Bools, Floats, bootstrap_means, interval, mean_f2, sample_f2
+from planet_dist.metrics import Bools, Floats, mean_f2, standings
 from planet_dist.stack import Scale, Stack, columns
 from planet_dist.stack_fits import COMBINERS, Combiner, row_losses
 from planet_dist.thresholds import BEST_SINGLE, RULES, decide
@@ -183,21 +183,16 @@ class Chooser:
         decided = [
             cross_fitted(BEST_SINGLE, one.held_out_NC[rows_N], true_NC, fold_of_N, material.labels) for one in combined
         ]
-        scores_NW = np.stack([sample_f2(decided_NC, true_NC) for decided_NC in decided], axis=1)
-        means_W, means_BW = scores_NW.mean(axis=0), bootstrap_means(scores_NW, self.seed)
-        best = int(means_W.argmax())
         recipes, labels = material.speaks_RC.shape
         scores = []
-        for w, one in enumerate(combined):
+        for one, standing in zip(combined, standings(decided, true_NC, self.seed), strict=True):
             same_NC = one.stack.probabilities(material.answers_RNC[:, rows_N])
             scores.append(
                 RuleScore(
                     one.combiner.name,
                     one.combiner.fitted(recipes, labels),
                     mean_f2(decide(same_NC, BEST_SINGLE.fit(same_NC, true_NC)), true_NC),
-                    float(means_W[w]),
-                    *interval(means_BW[:, w]),
-                    *interval(means_BW[:, best] - means_BW[:, w]),
+                    *standing,
                 )
             )
         return tuple(scores)

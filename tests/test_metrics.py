@@ -151,3 +151,18 @@ def test_intervals_of_labels_are_those_of_samples_drawn_with_replacement():
     assert (low_C < metrics.label_scores(decided_NC, true_NC).f2_C).all()
     again_C, _ = metrics.label_f2_intervals(decided_NC[::-1], true_NC[::-1], 0, 4000)
     assert (again_C == low_C).all(), "the order of samples means nothing"
+
+
+def test_standings_pair_each_way_to_decide_with_the_best_on_the_same_draws() -> None:
+    rng = np.random.default_rng(3)
+    true_NC = rng.random((400, 5)) < 0.4
+    better_NC = true_NC ^ (rng.random((400, 5)) < 0.05)
+    worse_NC = better_NC & ~(np.arange(400) % 4 == 0)[:, None]  # a quarter of its samples lose all labels
+    worse, better = metrics.standings([worse_NC, better_NC], true_NC, seed=0)
+    assert (worse.f2, better.f2) == (metrics.mean_f2(worse_NC, true_NC), metrics.mean_f2(better_NC, true_NC))
+    assert worse.low < worse.f2 < worse.high < better.low < better.f2 < better.high
+    assert (better.behind_low, better.behind_high) == (0.0, 0.0)
+    distance_N = metrics.sample_f2(better_NC, true_NC) - metrics.sample_f2(worse_NC, true_NC)
+    deviation = distance_N.std() / 20
+    low, high = distance_N.mean() - 1.96 * deviation, distance_N.mean() + 1.96 * deviation
+    np.testing.assert_allclose([worse.behind_low, worse.behind_high], [low, high], atol=deviation / 3)
