@@ -212,7 +212,7 @@ def plan_members(
     Raises:
         ConfigError: a member's configuration cannot be used, or the members would validate on different chips.
         DatasetError: the dataset cannot be opened.
-        RunError: a member was trained with another configuration.
+        RunError: a member was trained with another configuration, or on another dataset.
     """
     kind = "kfold-grouped" if grouped else "kfold"
     planned: list[PlannedMember] = []
@@ -228,7 +228,8 @@ def plan_members(
             config = load_config(member.recipe, of_fold)
             place = run / f"fold-{fold}" if folds else run
             command = training_command(member.recipe, data, place, of_fold, launch_file)
-            planned.append(PlannedMember(place, command, RunFolder(place).is_finished(config)))
+            finished = RunFolder(place).is_finished(config, splits.of(config).dataset.digest)
+            planned.append(PlannedMember(place, command, finished))
         val_ids_N = splits.of(config).split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):
             raise ConfigError(

@@ -151,14 +151,15 @@ def _plan(
     if row.phases:
         config = config.model_copy(update={"phases": config.phases[: row.phases]})
     data = _fitting(config, datasets)
-    open_data(config, data)  # raises where the split doesn't fit
+    opened = open_data(config, data)  # raises where the split doesn't fit
     folder = out / "runs" / row.name
     if ensemble is not None:
         members = tuple(plan_members(ensemble, data, folder, more, launch_file))
         return PlannedRow(row, data, folder, config, ensemble=ensemble, members=members)
     path = out / "recipes" / f"{row.name}.toml"
     command = tuple(training_command(str(path), data, folder, (), launch_file))
-    return PlannedRow(row, data, folder, config, command, finished=RunFolder(folder).is_finished(config))
+    finished = RunFolder(folder).is_finished(config, opened.dataset.digest)
+    return PlannedRow(row, data, folder, config, command, finished=finished)
 
 
 def quick_overrides(config: Config) -> list[str]:

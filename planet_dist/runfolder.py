@@ -127,13 +127,14 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.start}: not the number of a start ({error}); remove the file") from error
 
-    def is_finished(self, config: Config) -> bool:
-        """Whether the folder holds what training with `config` would come to.
+    def is_finished(self, config: Config, dataset_digest: str) -> bool:
+        """Whether the folder holds what training with `config` on that dataset would come to.
 
         Raises:
-            RunError: it holds a run of another configuration, or one that cannot be read.
+            RunError: it holds a run of another configuration or dataset, or one that cannot be read.
         """
-        if not (self.bundle / "bundle.json").is_file():
+        bundle = self.bundle / "bundle.json"
+        if not bundle.is_file():
             return False
         try:
             was = parse_config(tomllib.loads(self.config.read_text()), str(self.config))
@@ -147,6 +148,15 @@ class RunFolder:
             raise RunError(
                 f"{self.root}: was trained with another configuration ({', '.join(differing)} differ); "
                 "give another --out, or remove that folder"
+            )
+        try:
+            trained_on = str(json.loads(bundle.read_bytes())["dataset_digest"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{bundle}: cannot be read ({error}); remove the folder, or give another --out") from error
+        if trained_on != dataset_digest:
+            raise RunError(
+                f"{self.root}: was trained on another dataset, {trained_on[:12]} by its manifest's digest, and this one "
+                f"is {dataset_digest[:12]}; give that dataset, another --out, or remove that folder"
             )
         return True
 

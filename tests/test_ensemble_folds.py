@@ -233,7 +233,7 @@ def test_runs_over_folds_are_combined_by_a_command(runs: list[Path], dataset: Da
 
 
 def test_recipes_are_trained_on_every_fold_by_one_command_which_goes_on_where_it_stopped(
-    dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    dataset: Dataset, tif_dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     launch, out = tmp_path / "one.yaml", tmp_path / "out"
     launch.write_text(LAUNCH)
@@ -275,6 +275,8 @@ def test_recipes_are_trained_on_every_fold_by_one_command_which_goes_on_where_it
     assert [line["best"] for line in trained if line["kind"] == "epoch"] == [True, True], "the last epoch is kept"
     again = train()
     assert again.exit_code == 0 and again.stdout.count("finished already") == 6
+    elsewhere = run_command("train", *given, "--data", tif_dataset.root, "--launch-config", launch)
+    assert elsewhere.exit_code == 1 and "fold-0: was trained on another dataset" in elsewhere.stderr
     stopped = out / "members" / "plain" / "fold-0" / "config.toml"
     stopped.write_text(stopped.read_text().replace("epochs = 2", "epochs = 1"))
     other = train()

@@ -52,6 +52,19 @@ def test_resuming_with_the_same_gives_the_checkpoint(tmp_path: Path) -> None:
     assert found.state.position == Position(0, 1, 0)
 
 
+def test_a_finished_run_whose_bundle_cannot_be_read_is_told(tmp_path: Path) -> None:
+    config, bundle = load_config("small-resnet-32", []), tmp_path / "bundle" / "bundle.json"
+    folder = RunFolder(tmp_path)
+    folder.create(config)
+    assert not folder.is_finished(config, "d" * 64)
+    bundle.parent.mkdir()
+    bundle.write_text("{")
+    with pytest.raises(RunError, match=r"bundle\.json: cannot be read .* remove the folder"):
+        folder.is_finished(config, "d" * 64)
+    bundle.write_text(json.dumps({"dataset_digest": "d" * 64}))
+    assert folder.is_finished(config, "d" * 64)
+
+
 def test_an_older_start_can_no_longer_write_once_a_newer_one_has_begun(tmp_path: Path) -> None:
     config = load_config("small-resnet-32")
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
