@@ -155,8 +155,8 @@ class RunFolder:
             raise RunError(f"{bundle}: cannot be read ({error}); remove the folder, or give another --out") from error
         if trained_on != dataset_digest:
             raise RunError(
-                f"{self.root}: was trained on another dataset, {trained_on[:12]} by its manifest's digest, and this one "
-                f"is {dataset_digest[:12]}; give that dataset, another --out, or remove that folder"
+                f"{self.root}: was trained on another dataset, of manifest {trained_on[:12]}, and this one has "
+                f"{dataset_digest[:12]}; give that dataset, another --out, or remove that folder"
             )
         return True
 
