@@ -50,10 +50,13 @@ nav a:hover { text-decoration: underline; }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; border-radius: 3px; }
 
 .facts { display: grid; grid-template-columns: repeat(6, 1fr); gap: 0.75rem; margin: 1.5rem 0; }
-.facts div { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.8rem 1rem; }
+.facts div {
+  background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 0.8rem 1rem;
+  container-type: inline-size;
+}
 .facts dt, .facts dd span { font-size: 0.8rem; line-height: 1.4; color: var(--soft); }
 .facts dd { margin: 0; }
-.facts dd b { display: block; font-size: 1.3rem; line-height: 1.4; font-weight: 600; letter-spacing: -0.01em; }
+.facts dd b { display: block; font-size: min(1.3rem, 13.5cqi); line-height: 1.4; font-weight: 600; letter-spacing: -0.01em; }
 .facts dd span { display: block; }
 
 .wide { overflow-x: auto; margin: 0.75rem 0; }
