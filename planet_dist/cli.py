@@ -112,16 +112,17 @@ def recipes(name: str | None) -> None:
         click.echo(load_config(name).to_toml(), nl=False)
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
-    table = Table(title="Recipes", caption="planet-dist recipes NAME prints one whole")
-    for heading in ("name", "network", "pixels", "epochs", "description"):
-        table.add_column(heading, no_wrap=heading == "name")
-    for known in recipe_paths():
-        config = load_config(known)
+    found = {known: load_config(known) for known in recipe_paths()}
+    names, networks = max(map(len, found)), max(len(config.model.name) for config in found.values())
+    console = Console(highlight=False)
+    for known, config in found.items():
+        size = f"{config.data.size} px" if config.data.size else "as is"
         epochs = " + ".join(str(phase.epochs) for phase in config.phases)
-        table.add_row(known, config.model.name, str(config.data.size or "as is"), epochs, config.description)
-    Console().print(table)
+        console.print(f"[bold]{known:<{names}}[/]  {config.model.name:<{networks}}  {size:>6}  {epochs} epochs")
+        console.print(Padding(config.description, (0, 0, 0, 4)), style="dim")
+    console.print("\nplanet-dist recipes NAME prints one whole")
 
 
 @main.command()

@@ -56,7 +56,9 @@ nav a:hover { text-decoration: underline; }
 }
 .facts dt, .facts dd span { font-size: 0.8rem; line-height: 1.4; color: var(--soft); }
 .facts dd { margin: 0; }
-.facts dd b { display: block; font-size: min(1.3rem, 13.5cqi); line-height: 1.4; font-weight: 600; letter-spacing: -0.01em; }
+.facts dd b {
+  display: block; font-size: min(1.3rem, 13.5cqi); line-height: 1.4; font-weight: 600; letter-spacing: -0.01em;
+}
 .facts dd span { display: block; }
 
 .wide { overflow-x: auto; margin: 0.75rem 0; }

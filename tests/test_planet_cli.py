@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from planet_dist.cli import main
+from planet_dist.config import load_config, recipe_paths
 from planet_dist.decision import read_decision
 from planet_dist.predictions import write_predictions
 from shards.labels import PLANET
@@ -121,3 +122,14 @@ def test_judging_rules_imports_neither_torch_nor_scikit_learn():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_recipes_are_listed_each_with_its_network_and_its_description_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run("recipes").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    words = " ".join(shown.split())
+    for name in recipe_paths():
+        config = load_config(name)
+        assert f"{name} {config.model.name} " in words
+        assert config.description in words
