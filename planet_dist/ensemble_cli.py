@@ -3,7 +3,7 @@
 planet-dist ensemble train --recipe paper1-ensemble --data DATASET --out DIR
 planet-dist ensemble train --recipes A,B,C --folds 5 --data DATASET --out DIR
 planet-dist ensemble combine RUN RUN RUN --rule vote --out DIR
-planet-dist ensemble combine DIR/members/*/fold-* --rule stacked --data DATASET --out OUT
+planet-dist ensemble combine DIR/members/*/fold-*/ --rule stacked --data DATASET --out OUT
 """
 
 from __future__ import annotations
