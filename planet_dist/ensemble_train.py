@@ -223,14 +223,17 @@ def plan_members(
         group = out.resolve().name + (f"-{names[i]}" if folds else "")
         words = [f"tracking.group={json.dumps(group)}", *own]  # JSON, for a folder may be named like a number
         run = out / "members" / names[i]
+        trainings = []
         for fold in range(max(folds, 1)):
             of_fold = [*words, f"data.split={kind}:{folds}/{fold}"] if folds else words
             config = load_config(member.recipe, of_fold)
             place = run / f"fold-{fold}" if folds else run
-            command = training_command(member.recipe, data, place, of_fold, launch_file)
-            finished = RunFolder(place).is_finished(config, splits.of(config).dataset.digest)
+            trainings.append((config, place, training_command(member.recipe, data, place, of_fold, launch_file)))
+        opened = splits.of(config)
+        for of_run, place, command in trainings:
+            finished = RunFolder(place).is_finished(of_run, opened.dataset.digest)
             planned.append(PlannedMember(place, command, finished))
-        val_ids_N = splits.of(config).split.val_ids
+        val_ids_N = opened.split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):
             raise ConfigError(
                 f"member {i} ({member.recipe}): data.split={config.data.split} with seed={config.seed} holds out other "
