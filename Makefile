@@ -64,7 +64,6 @@ bench: $(READY) $(PEERS)/.ready ## side-by-side measurements, one table each
 	python benchmarks/decisions.py
 	python benchmarks/build.py
 	python benchmarks/plan.py
-	$(MAKE) reproduce
 
 reproduce: $(READY) ## every row of both papers on made chips, small and quick, with the papers' tables and figures
 	test -d build/chips || planet-shard synth --out build/chips --count 600 --kind both --seed 2
