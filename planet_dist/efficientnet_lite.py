@@ -10,11 +10,15 @@ Letters in names: B chips of a batch, C channels, H and W pixels.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 NAME = "efficientnet_lite0"
@@ -83,7 +87,8 @@ class _ConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False):
         super().__init__()
         padding = kernel // 2 if stride == 1 else 0
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        convolution = DepthwiseConv2d if groups > 1 else nn.Conv2d
+        self.conv = convolution(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
         self.linear = linear
 
@@ -94,6 +99,63 @@ class _ConvNorm(nn.Module):
             x_BCHW = F.pad(x_BCHW, (right // 2, right - right // 2, down // 2, down - down // 2))
         x_BCHW = self.norm(self.conv(x_BCHW))
         return x_BCHW if self.linear else F.relu6(x_BCHW)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """nn.Conv2d with one square filter a channel and no bias, whose weights' gradient is quick on small maps too.
+
+    For filters wider than the output, oneDNN's float32 gradient on CPUs without AVX-512 is a plain loop that takes
+    5 to 70 times as long as the products below: 40% of a training step at 64 pixels.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, P, Q), in the dtype that nn.Conv2d would give."""
+        stride, padding, filter_side = self.stride[0], int(self.padding[0]), self.kernel_size[0]
+        outputs = min((side + 2 * padding - filter_side) // stride + 1 for side in x_BCHW.shape[2:])
+        in_float32 = x_BCHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if filter_side > outputs and in_float32 and x_BCHW.device.type == "cpu" and torch.is_grad_enabled():
+            return _DepthwiseByOffsets.apply(x_BCHW, self.weight, stride, padding)  # type: ignore[no-any-return]
+        return super().forward(x_BCHW)
+
+
+class _DepthwiseByOffsets(torch.autograd.Function):
+    """A depthwise convolution whose weights' gradient is, for each offset in the filter, one product and sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x_BCHW, weight_C1KK)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x_BCHW, weight_C1KK, None, stride, padding, groups=len(weight_C1KK))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BCPQ: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x_BCHW, weight_C1KK = ctx.saved_tensors
+        stride, padding, channels = ctx.stride, ctx.padding, len(weight_C1KK)
+        x_gradient_BCHW, weight_gradient_C1KK = None, None
+        if ctx.needs_input_grad[0]:
+            x_gradient_BCHW = torch.ops.aten.convolution_backward(
+                gradient_BCPQ, x_BCHW, weight_C1KK, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0),
+                channels, (True, False, False),
+            )[0]  # fmt: skip
+        if ctx.needs_input_grad[1]:
+            # Channels last, as the maps lie in memory.
+            x_BHWC, gradient_BPQC = x_BCHW.permute(0, 2, 3, 1), gradient_BCPQ.permute(0, 2, 3, 1)
+            weight_gradient_KKC = x_BCHW.new_zeros(*weight_C1KK.shape[2:], channels)
+            for row, column in itertools.product(*map(range, weight_C1KK.shape[2:])):
+                rows, seen_rows = _overlap(gradient_BPQC.shape[1], x_BHWC.shape[1], row - padding, stride)
+                columns, seen_columns = _overlap(gradient_BPQC.shape[2], x_BHWC.shape[2], column - padding, stride)
+                products_BPQC = x_BHWC[:, seen_rows, seen_columns] * gradient_BPQC[:, rows, columns]
+                weight_gradient_KKC[row, column] = products_BPQC.sum((0, 1, 2))
+            weight_gradient_C1KK = weight_gradient_KKC.permute(2, 0, 1).unsqueeze(1)
+        return x_gradient_BCHW, weight_gradient_C1KK, None, None
+
+
+def _overlap(outputs: int, inputs: int, offset: int, stride: int) -> tuple[slice, slice]:
+    """The outputs that see a pixel at `offset` from stride x their place, padding left out, and those pixels."""
+    first = max(0, -(offset // stride))
+    last = max(first, min(outputs, (inputs - 1 - offset) // stride + 1))  # one past
+    return slice(first, last), slice(first * stride + offset, max(0, (last - 1) * stride + offset + 1), stride)
 
 
 class _InvertedResidual(nn.Module):

@@ -10,7 +10,7 @@ import torch
 
 from planet_dist.backbones import build_backbone, fetch_weights, load_weights, weights_path
 from planet_dist.config import ModelConfig
-from planet_dist.efficientnet_lite import FILE_NAME, NAME, PACKAGE, EfficientNetLite0
+from planet_dist.efficientnet_lite import FILE_NAME, NAME, PACKAGE, DepthwiseConv2d, EfficientNetLite0
 from planet_dist.models import build_model, count_parameters, set_trainable
 from shards.errors import ConfigError
 
@@ -49,6 +49,42 @@ def test_a_halving_convolution_pads_even_sides_below_and_to_the_right_alone(side
     assert counts_HW.shape == ((side + 1) // 2, (side + 1) // 2)
     corners = torch.stack([counts_HW[0, 0], counts_HW[-1, -1]])
     torch.testing.assert_close(corners, torch.tensor([float(first), float(last)]))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "sides"),
+    [
+        *((3, 1, 1, sides) for sides in ((1, 1), (2, 2), (2, 3), (4, 4))),
+        *((5, 1, 2, sides) for sides in ((1, 1), (2, 3), (4, 4), (5, 7))),
+        *((5, 2, padding, sides) for padding in (0, 2) for sides in ((5, 7), (9, 9), (12, 6))),
+        *((3, 2, 0, sides) for sides in ((3, 4), (7, 4))),
+    ],
+)
+def test_gradients_of_a_depthwise_convolution_are_those_of_torchs_own(
+    kernel: int, stride: int, padding: int, sides: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    ours = DepthwiseConv2d(6, 6, kernel, stride, padding, groups=6, bias=False)
+    found = []
+    for forward in (ours, lambda x: torch.nn.functional.conv2d(x, ours.weight, None, stride, padding, groups=6)):
+        x_BCHW = torch.randn(3, 6, *sides, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        ours.weight.grad = None
+        answer_BCPQ = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
+        answer_BCPQ.sin().sum().backward()
+        found.append([answer_BCPQ, x_BCHW.grad, ours.weight.grad])
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_or_autocast_depthwise_convolution_answers_as_torchs_own() -> None:
+    ours = DepthwiseConv2d(4, 4, 5, 1, 2, groups=4, bias=False)
+    x_BCHW = torch.randn(2, 4, 2, 2, requires_grad=True)
+    expected_BCHW = torch.nn.functional.conv2d(x_BCHW, ours.weight, None, 1, 2, groups=4)
+    ours.weight.requires_grad_(False)
+    ours(x_BCHW).sum().backward()
+    assert ours.weight.grad is None
+    torch.testing.assert_close(x_BCHW.grad, torch.autograd.grad(expected_BCHW.sum(), x_BCHW)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x_BCHW).dtype == torch.bfloat16
 
 
 def test_a_pretrained_backbone_is_those_weights_without_the_classifier_and_freezes_up_to_a_block() -> None:
