@@ -92,7 +92,7 @@ class ModelConfig(_Section):
 
     Attributes:
         name: "paper1-cnn", "paper2-cnn", "small-resnet", a torchvision classification model,
-            "efficientnet_lite0" or "efficientnet_lite1".
+            "efficientnet_lite0" (or 1, or 2).
         width: channels of small-resnet's first stage, 8 or more.
         dropout: probability: between the layers of paper2-cnn, before every dense layer elsewhere.
         l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's

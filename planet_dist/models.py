@@ -13,7 +13,7 @@ Letters in names: B chips of a batch, C bands or channels, H and W pixels; logit
                     second halving the side so that the widest maps cost little; 2 + 2 + 1 basic blocks of width,
                     2 width and 4 width; global average and maximum pooling side by side. 1.6 million
                     weights at width 64.
-    anything else   a torchvision network or efficientnet_lite0 or 1 (planet_dist.backbones), and one of three heads:
+    anything else   a torchvision network or efficientnet_lite0 to 2 (planet_dist.backbones), and one of three heads:
                     "linear" (labels), "paper1" (first paper, 3.2: pooling and three dense layers; the paper
                     gives no sizes: 512, 256, labels) or "paper2" (second paper, 3.1: global average pooling,
                     dense 512 with ReLU and L2, labels).

@@ -24,13 +24,14 @@ def not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
-# By efficientnet_lite_pytorch 0.1.0, for which the weights were converted; it pads for one side of each network (224 and
-# 240) alone, so that sides that halve as that one does are compared.
+# By efficientnet_lite_pytorch 0.1.0, for which the weights were converted; it pads for one side of each network (224,
+# 240, 260) alone, so that sides are compared that halve as that one does.
 @pytest.mark.parametrize(
     ("name", "side", "best", "first", "spread"),
     [
         ("efficientnet_lite0", 64, [709, 767, 542], [0.6074, -0.7769, -3.2779, -9.5491], 5.7876),
         ("efficientnet_lite1", 48, [418, 723, 616], [-7.5958, 0.5172, 0.1134, -5.0928], 6.0249),
+        ("efficientnet_lite2", 36, [723, 645, 616], [1.5266, 7.8948, 0.6081, -7.1027], 5.9209),
     ],
 )
 def test_published_weights_fit_and_answer_as_the_network_they_were_converted_for(
