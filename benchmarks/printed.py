@@ -32,4 +32,4 @@ class Printer:
             table.add_column(column, justify="right" if place else "left", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        Console().print(table)
+        wide_console().print(table)
