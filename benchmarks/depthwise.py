@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from unittest import mock
 
 import torch
-from rich.console import Console
+from printed import wide_console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -62,7 +62,7 @@ def main() -> None:
     for name in FILE_NAMES:
         for side in (48, 64):
             table.add_row(*measure(name, side, args.batch, args.rounds))
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":
