@@ -123,7 +123,8 @@ class DepthwiseConv2d(nn.Conv2d):
     """nn.Conv2d with one square filter a channel and no bias, whose weights' gradient is quick on small maps too.
 
     For filters wider than the output, oneDNN's float32 gradient on CPUs without AVX-512 is a plain loop that takes
-    5 to 70 times as long as the products below: 40% of a training step at 64 pixels.
+    2 to 70 times as long as the products below: over a third of a training step at 64 pixels. (With AVX-512, where
+    training computes in bf16, oneDNN's is kept.)
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
