@@ -146,6 +146,19 @@ class LossConfig(_Section):
     asymmetric_margin: float = Field(0.05, ge=0, lt=1)
 
 
+class TeacherConfig(_Section):
+    """Another run that teaches this one (knowledge distillation; planet_dist.teacher).
+
+    Attributes:
+        run: the folder of a finished run of the same dataset that was trained on none of this run's validation chips;
+            "" for none.
+        weight: how much of each training chip's targets is the teacher's answer; the rest is its labels.
+    """
+
+    run: str = ""
+    weight: float = Field(0.5, gt=0, le=1)
+
+
 class PhaseConfig(_Section):
     """One stretch of training with an optimizer of its own.
 
@@ -255,6 +268,7 @@ class Config(_Section):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig
     loss: LossConfig = LossConfig()
+    teacher: TeacherConfig = TeacherConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()

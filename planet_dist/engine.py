@@ -13,11 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import nn
 from webdataset.pipeline import DataPipeline
 
 from planet_dist.assembly import assemble
+from planet_dist.augment import Preprocess
 from planet_dist.checkpoint import (
     Best,
     Checkpoint,
@@ -34,7 +37,7 @@ from planet_dist.config import Config
 from planet_dist.crossfit import Evaluation
 from planet_dist.data import Data
 from planet_dist.epoch_detail import epoch_detail
-from planet_dist.evaluate import Logits, evaluate
+from planet_dist.evaluate import Independent, Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.launched import asked_precision
 from planet_dist.learner import Learner, NonFiniteError, StepResult
@@ -48,17 +51,22 @@ from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stopping import Wish, Wishes
 from planet_dist.stopwatch import Stopwatch
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads, open_caches
+from planet_dist.teacher import Teacher
 from planet_dist.traces import Trace
 from planet_dist.tracking import Tracker, tracking_mode
 from planet_dist.tracking_names import results
 from shards.errors import TrainingError
 
 
-def run_identity(config: Config, data: Data, accelerator: Accelerator) -> dict[str, Any]:
+def run_identity(
+    config: Config, data: Data, accelerator: Accelerator, teacher: Teacher | None = None
+) -> dict[str, Any]:
     """What a checkpoint may only be resumed with. How the run is watched and on what it runs may change."""
-    settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
+    settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description", "teacher"})
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches", "cache")}
     identity = {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
+    if teacher:
+        identity["teacher"] = teacher.stated()
     return identity | ({"groups": data.groups_digest} if data.groups_digest else {})
 
 
@@ -94,6 +102,7 @@ class Trainer:
     Args:
         checkpoint: to go on from, or None.
         watch: that hears how far this rank has come.
+        teacher: to learn from beside the labels.
         profile_steps: that each rank writes a trace of; it changes nothing else.
     """
 
@@ -107,10 +116,11 @@ class Trainer:
         checkpoint: Checkpoint | None,
         watch: Watch,
         *,
+        teacher: Teacher | None = None,
         profile_steps: int = 0,
     ) -> None:
         self.config, self.data, self.run, self.tracker, self.accelerator = config, data, run, tracker, accelerator
-        self.checkpoint, self.watch = checkpoint, watch
+        self.checkpoint, self.watch, self.teacher = checkpoint, watch, teacher
         parts = assemble(config, data, accelerator.device, checkpoint.model if checkpoint else None)
         self.preprocess, self.model, self.loss = parts.preprocess, parts.model, parts.loss
         self.plans = [data.plan(config, phase) for phase in config.phases]
@@ -131,7 +141,7 @@ class Trainer:
         self.trace = Trace(run.profile, accelerator.process_index, profile_steps)
         self.taken: deque[_Taken] = deque()
         self.caches = open_caches(config, data.dataset, accelerator.device)
-        self.val_decoded = self._decoded(config.evaluate.batch_size)
+        self.val_decoded = self._decoded(config.evaluate.batch_size, data.targets_NC)
 
     def train(self) -> Evaluation | None:
         """Trains to the end; rank 0 then fits the decision rules and writes the bundle.
@@ -149,23 +159,36 @@ class Trainer:
             f"{precision}, W&B {tracking_mode(self.config.tracking)}"
         )
         try:
+            targets_NC = self._training_targets()
             for number in range(position.phase, len(self.config.phases)):
-                self._train_phase(number, position if number == position.phase else Position(number))
+                start = position if number == position.phase else Position(number)
+                self._train_phase(number, start, targets_NC)
         finally:
             self.progress.close()
             self.trace.close()
         weights = self._load_best()
-        logits = self._infer(self.model, self.config.evaluate.turns)
+        logits = self._judged(self.model, self.config.evaluate.turns)
         if not self.main:
             return None
         self.run.hold()
         mark_best(self.run.checkpoints, weights.parent.name)  # a kill may have come between a save and its mark
-        evaluation = conclude(self.config, self.data, self.run, logits, weights)
+        evaluation = conclude(self.config, self.data, self.run, logits, weights, self.teacher)
         self.tracker.conclude(results(evaluation.to_json()), self.run.bundle)
         warn_of_failure(lambda: write_final_report(self.run, self.data.dataset), self.progress.warn)
         return evaluation
 
-    def _train_phase(self, number: int, position: Position) -> None:
+    def _training_targets(self) -> NDArray[np.generic]:
+        """The targets (N, C) of all chips by id: their labels, which a teacher makes softer where they train."""
+        if self.teacher is None:
+            return self.data.targets_NC
+        began, ids_N = time.monotonic(), self.data.split.train_ids
+        network = self.teacher.network
+        answers = self._infer(network.model, self.teacher.independent, network.preprocess, ids_N, 1, "the teacher")
+        took = time.monotonic() - began
+        self.progress.note(f"taught by {self.config.teacher.run}: {len(ids_N):,} chips answered in {took:.0f} s")
+        return self.teacher.soften(self.data.targets_NC, answers)
+
+    def _train_phase(self, number: int, position: Position, targets_NC: NDArray[np.generic]) -> None:
         phase, plan = self.config.phases[number], self.plans[number]
         if position.epoch >= phase.epochs:
             return
@@ -196,7 +219,7 @@ class Trainer:
             rank=rank,
             num_ranks=num_ranks,
         )
-        decoded = self._decoded(plan.largest_rank_batch(num_ranks), self.stopwatch)
+        decoded = self._decoded(plan.largest_rank_batch(num_ranks), targets_NC, self.stopwatch)
         on_device = OnDevice(self.accelerator.device, self.caches.device, self.stopwatch)
         batches = iter(DataPipeline(source, decoded, on_device))
         while True:
@@ -262,7 +285,7 @@ class Trainer:
     def _end_epoch(self, learner: Learner, position: Position) -> None:
         """Validates and saves; `position` is the next epoch's beginning."""
         self.progress.doing(position.epoch - 1, f"validating {len(self.data.split.val_ids):,} chips")
-        logits = self._infer(learner.evaluated_model(), turns=1)
+        logits = self._judged(learner.evaluated_model(), turns=1)
         targets_NC = self.data.targets_NC[logits.ids_N]
         speaks_C = weighted_labels(self.config.loss, self.data.labels)
         validation = validate(logits.logits_NC, targets_NC, self.config.evaluate.best_by, speaks_C)
@@ -286,18 +309,31 @@ class Trainer:
                 lambda: write_epoch_report(self.run, self.data.dataset, logits, targets_NC), self.progress.warn
             )
 
-    def _infer(self, model: nn.Module, turns: int) -> Logits:
+    def _judged(self, model: nn.Module, turns: int) -> Logits:
+        """The logits of the validation chips."""
+        what = f"validating step {self.total_steps}"
+        return self._infer(model, self.loss.independent_logits, self.preprocess, self.data.split.val_ids, turns, what)
+
+    def _infer(
+        self,
+        model: nn.Module,
+        independent: Independent,
+        preprocess: Preprocess,
+        ids_N: NDArray[np.int64],
+        turns: int,
+        what: str,
+    ) -> Logits:
         with self.accelerator.autocast():
             return evaluate(
                 model,
-                self.loss.independent_logits,
-                self.preprocess,
+                independent,
+                preprocess,
                 self.val_decoded,
-                self.data.split.val_ids,
+                ids_N,
                 batch_size=self.config.evaluate.batch_size,
                 turns=turns,
                 accelerator=self.accelerator,
-                on_batch=lambda number: self.watch.beat(f"batch {number} of validating step {self.total_steps}"),
+                on_batch=lambda number: self.watch.beat(f"batch {number} of {what}"),
             )
 
     def _load_best(self) -> Path:
@@ -322,7 +358,7 @@ class Trainer:
                 metrics_bytes=self.metrics.size(),
                 best=self.best,
                 scaler=scaler.state_dict() if scaler is not None else None,
-                run=run_identity(self.config, self.data, self.accelerator),
+                run=run_identity(self.config, self.data, self.accelerator, self.teacher),
                 tracker_id=self.tracker.run_id,
                 versions={name: version(name) for name in LIBRARIES},
             )
@@ -358,10 +394,12 @@ class Trainer:
         self.metrics.append(line)
         self.tracker.record(line)
 
-    def _decoded(self, largest_batch: int, watch: Stopwatch | None = None) -> DecodedBatches:
+    def _decoded(
+        self, largest_batch: int, targets_NC: NDArray[np.generic], watch: Stopwatch | None = None
+    ) -> DecodedBatches:
         return DecodedBatches(
             self.data.dataset,
-            self.data.targets_NC,
+            targets_NC,
             largest_batch,
             threads=self.threads,
             prefetch_batches=self.config.data.prefetch_batches,

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from planet_dist.bundle_files import read_description
 from planet_dist.combination import CombinationRule
 from planet_dist.config import RECIPES, load_config
 from planet_dist.ensemble import RARE_SHARE, combine_runs
@@ -41,10 +42,18 @@ class _Section(BaseModel):
 
 
 class MemberRecipe(_Section):
-    """One member: a recipe, and what is changed in it ("section.key=value")."""
+    """One member.
+
+    Attributes:
+        recipe: by name or path.
+        overrides: what is changed in it, "section.key=value".
+        teacher: the name of an earlier member (member_names), which teaches this one: over folds, each fold's run of
+            it that fold's. None for "".
+    """
 
     recipe: str
     overrides: tuple[str, ...] = ()
+    teacher: str = ""
 
 
 class EnsembleRecipe(_Section):
@@ -75,11 +84,13 @@ class PlannedMember:
         run: its folder.
         command: the words that train it.
         finished: it has a bundle, and its configuration is the planned one.
+        teacher: the run that has to be finished before this one begins.
     """
 
     run: Path
     command: list[str]
     finished: bool
+    teacher: Path | None = None
 
 
 def ensemble_recipe_paths() -> dict[str, Path]:
@@ -94,7 +105,8 @@ def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:
         recipe: the name of one of ensemble_recipe_paths(), or the path of a TOML file.
 
     Raises:
-        ConfigError: there is none of that name, an unknown key, or a value that its key does not take.
+        ConfigError: there is none of that name, an unknown key, a value that its key does not take, or a teacher that
+            is no earlier member.
     """
     known = ensemble_recipe_paths()
     path = known.get(recipe, Path(recipe))
@@ -105,13 +117,22 @@ def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:
             f"ensemble recipe {recipe!r}: {hint}there are {', '.join(known)}, or give the path of a .toml file"
         )
     try:
-        return EnsembleRecipe.model_validate(tomllib.loads(path.read_text()))
+        ensemble = EnsembleRecipe.model_validate(tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"ensemble recipe {path}: not TOML: {error}") from error
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        valid = f"  valid keys: {', '.join(EnsembleRecipe.model_fields)}; of a member: recipe, overrides"
+        keys = ", ".join(EnsembleRecipe.model_fields), ", ".join(MemberRecipe.model_fields)
+        valid = f"  valid keys: {keys[0]}; of a member: {keys[1]}"
         raise ConfigError("\n".join([f"ensemble recipe {path}:", *lines, valid])) from error
+    names = member_names(ensemble)
+    for i, member in enumerate(ensemble.members):
+        if member.teacher and member.teacher not in names[:i]:
+            earlier = f"those before it are {', '.join(names[:i])}" if i else "none is before it"
+            raise ConfigError(
+                f"ensemble recipe {path}: members.{i}.teacher: {member.teacher!r} is no earlier member; {earlier}"
+            )
+    return ensemble
 
 
 def load_members(recipe: str | None, recipes: str | None, folds: int, *, grouped: bool = False) -> EnsembleRecipe:
@@ -212,27 +233,30 @@ def plan_members(
     Raises:
         ConfigError: a member's configuration cannot be used, or the members would validate on different chips.
         DatasetError: the dataset cannot be opened.
-        RunError: a member was trained with another configuration, or on another dataset.
+        RunError: a member was trained with another configuration, on another dataset, or by another teacher.
     """
     kind = "kfold-grouped" if grouped else "kfold"
     planned: list[PlannedMember] = []
     first_ids = None
     splits = Splits(data)
-    names = member_names(ensemble)
+    names, members = member_names(ensemble), out / "members"
     for i, (member, own) in enumerate(zip(ensemble.members, member_words(ensemble, overrides, folds), strict=True)):
         group = out.resolve().name + (f"-{names[i]}" if folds else "")
         words = [f"tracking.group={json.dumps(group)}", *own]  # JSON, for a folder may be named like a number
-        run = out / "members" / names[i]
         trainings = []
         for fold in range(max(folds, 1)):
-            of_fold = [*words, f"data.split={kind}:{folds}/{fold}"] if folds else words
+            part = f"fold-{fold}" if folds else ""
+            run, teacher = members / names[i] / part, members / member.teacher / part if member.teacher else None
+            of_fold = [*words, f"data.split={kind}:{folds}/{fold}"] if folds else list(words)
+            of_fold += [f"teacher.run={json.dumps(str(teacher))}"] if teacher else []
             config = load_config(member.recipe, of_fold)
-            place = run / f"fold-{fold}" if folds else run
-            trainings.append((config, place, training_command(member.recipe, data, place, of_fold, launch_file)))
+            trainings.append((config, run, teacher, training_command(member.recipe, data, run, of_fold, launch_file)))
         opened = splits.of(config)
-        for of_run, place, command in trainings:
-            finished = RunFolder(place).is_finished(of_run, opened.dataset.digest)
-            planned.append(PlannedMember(place, command, finished))
+        for of_run, run, teacher, command in trainings:
+            finished = RunFolder(run).is_finished(of_run, opened.dataset.digest)
+            if finished and teacher:
+                _check_taught(run, teacher)
+            planned.append(PlannedMember(run, command, finished, teacher))
         val_ids_N = opened.split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):
             raise ConfigError(
@@ -241,6 +265,18 @@ def plan_members(
             )
         first_ids = np.sort(val_ids_N)
     return planned
+
+
+def _check_taught(run: Path, teacher: Path) -> None:
+    """Refuses a finished run that learned from another network than the one that now is in its teacher's place."""
+    if not _has_bundle(RunFolder(teacher)):
+        return
+    sha256 = read_description(RunFolder(teacher).bundle).members[0].sha256
+    if sha256 not in read_description(RunFolder(run).bundle).members[0].protocol.get("teacher", ""):
+        raise RunError(
+            f"{run}: learned from another network than that of {teacher} (sha256 {sha256[:12]}); give another --out, "
+            "or remove that folder"
+        )
 
 
 def member_names(ensemble: EnsembleRecipe) -> list[str]:
@@ -278,7 +314,8 @@ def train_members(
 ) -> None:
     """Trains the members that are not finished.
 
-    When one fails no other begins, and those that train already go on to their ends before the failure is raised.
+    One that another teaches begins once that one has ended. When one fails no other begins, and those that train
+    already go on to their ends before the failure is raised.
 
     Args:
         at_once: members that train side by side. Each then has as many of the GPUs as the others, and writes what it
@@ -290,10 +327,12 @@ def train_members(
         RunError: a member was stopped before its end.
     """
     names = [f"member {i + 1} of {len(members)}, {member.run}" for i, member in enumerate(members)]
+    ended = {member.run: threading.Event() for member in members}
     waiting: queue.SimpleQueue[tuple[str, PlannedMember]] = queue.SimpleQueue()
     for what, member in zip(names, members, strict=True):
         if member.finished:
             note(f"{what}: finished already")
+            ended[member.run].set()
         else:
             waiting.put((what, member))
     failed = threading.Event()
@@ -304,6 +343,10 @@ def train_members(
                 what, member = waiting.get_nowait()
             except queue.Empty:
                 return
+            # A teacher stands before those that it teaches: another thread has it, or it's finished.
+            while member.teacher and not ended[member.teacher].wait(timeout=1):
+                if failed.is_set():
+                    return
             log = member.run.with_name(f"{member.run.name}.log") if at_once > 1 else None
             try:
                 note(what if log is None else f"{what}: {log}")
@@ -311,6 +354,7 @@ def train_members(
                 run_training(member.command, what, log, devices)
                 if not _has_bundle(RunFolder(member.run)):  # asked to stop, a run saves, and ends with status 0
                     raise RunError(f"{what}: stopped before its end; run the same command again to go on")
+                ended[member.run].set()
                 if log is not None:
                     note(f"{what}: trained")
             except BaseException:

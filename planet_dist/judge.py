@@ -24,6 +24,7 @@ from planet_dist.losses import competing_groups
 from planet_dist.metrics import Bools, accuracy, cross_entropy_of_logits, mean_f2, probabilities
 from planet_dist.predictions import write_predictions
 from planet_dist.runfolder import RunFolder
+from planet_dist.teacher import Teacher
 from planet_dist.thresholds import decide, fit_single
 from shards.errors import TrainingError
 from shards.schema import write_whole
@@ -80,11 +81,14 @@ def validate(
     return Validation(figures, score)
 
 
-def conclude(config: Config, data: Data, run: RunFolder, logits: Logits, weights: Path) -> Evaluation:
+def conclude(
+    config: Config, data: Data, run: RunFolder, logits: Logits, weights: Path, teacher: Teacher | None = None
+) -> Evaluation:
     """Judges the rules on the validation chips' logits, and writes evaluation/ and bundle/.
 
     Args:
         logits: of the model in `weights`, a safetensors file.
+        teacher: that the model learned from.
     """
     targets_NC = data.targets_NC[logits.ids_N]
     speaks_C = weighted_labels(config.loss, data.labels)
@@ -97,7 +101,8 @@ def conclude(config: Config, data: Data, run: RunFolder, logits: Logits, weights
     write_decision(run.evaluation / "thresholds.json", evaluation.chosen)
     scores = own_scores(evaluation, speaks_C)
     write_whole(run.evaluation / "metrics.json", (json.dumps(scores, indent=1) + "\n").encode())
-    bundle = _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation.chosen, scores)
+    protocol = _protocol(config, data, teacher)
+    bundle = _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation.chosen, scores, protocol)
     write_bundle(run.bundle, bundle, [weights])
     return evaluation
 
@@ -124,6 +129,7 @@ def _bundle(
     speaks_C: Bools,
     thresholds: Decision,
     scores: dict[str, Any],
+    protocol: dict[str, str],
 ) -> Description:
     manifest = data.dataset.manifest
     member = Member(
@@ -139,7 +145,7 @@ def _bundle(
         competing_groups=competing_groups(config.loss, manifest.vocabulary),
         speaks_for=[label for label, speaks in zip(manifest.labels, speaks_C, strict=True) if speaks],
         thresholds=thresholds,
-        protocol=_protocol(config, data),
+        protocol=protocol,
     )
     trained_NC = data.targets_NC[data.split.train_ids]
     return Description(
@@ -156,7 +162,7 @@ def _bundle(
     )
 
 
-def _protocol(config: Config, data: Data) -> dict[str, str]:
+def _protocol(config: Config, data: Data, teacher: Teacher | None) -> dict[str, str]:
     """How a run trained, for the model card: what a reader asks first; no path and no name of a machine."""
     phases = [
         f"{phase.epochs} epochs of {phase.trains}, {phase.optimizer} at {phase.learning_rate:g} ({phase.schedule}), "
@@ -172,6 +178,7 @@ def _protocol(config: Config, data: Data) -> dict[str, str]:
         **({"groups of related chips": f"sha256 {data.groups_digest}"} if data.groups_digest else {}),
         "training": "; then ".join(phases),
         "loss": config.loss.name,
+        **({"teacher": teacher.stated()} if teacher else {}),
         "augmentation": ", ".join(changes) or "none",
         "best checkpoint by": config.evaluate.best_by,
         "seed": str(config.seed),

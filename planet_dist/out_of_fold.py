@@ -30,6 +30,7 @@ from planet_dist.predictions import Predictions, read_predictions
 from planet_dist.runfolder import RunFolder, settings
 from planet_dist.split import SplitRule, parse_split
 from planet_dist.stack_choice import Material
+from planet_dist.trained_on import trained_on
 from shards.errors import ConfigError, RunError
 
 
@@ -188,19 +189,8 @@ def _check_folds(recipe: Recipe) -> None:
 def _held_out(run: FoldRun, splits: Splits) -> NDArray[np.int64]:
     """The ids that a run held out, ascending, once its split, its bundle and its predictions agree."""
     data = splits.of(run.config)
-    if run.bundle.dataset_digest != data.dataset.digest:
-        raise RunError(
-            f"{run.root}: trained on the dataset {run.bundle.dataset_digest[:12]}, and {data.dataset.shown} is "
-            f"{data.dataset.digest[:12]}; give the dataset of the runs"
-        )
-    train_ids, val_ids = data.split.train_ids, data.split.val_ids
-    label_counts = data.targets_NC[train_ids].sum(axis=0, dtype=np.int64).tolist()
-    if (len(train_ids), label_counts) != (run.bundle.training_chips, run.bundle.training_label_counts):
-        raise RunError(
-            f"{run.root}: its split, drawn again, has {len(train_ids):,} chips to train on, and not the "
-            f"{run.bundle.training_chips:,} of its bundle with their labels: the configuration or the dataset's labels "
-            "changed since; train it again"
-        )
+    split = trained_on(run.root, run.bundle, data)
+    train_ids, val_ids = split.train_ids, split.val_ids
     given = run.predictions.ids_N
     _refuse(run, data, np.intersect1d(given, train_ids), "it was trained on: they would flatter it")
     _refuse(run, data, np.setdiff1d(given, val_ids), "don't belong to its fold")

@@ -178,8 +178,13 @@ class RunFolder:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What a run comes to by, as plain JSON: its configuration without how it is watched and on what it runs."""
-    return config.model_dump(mode="json", exclude=_WATCHING)
+    """What a run comes to by, as plain JSON: its configuration without how it is watched and on what it runs.
+
+    Of a teacher, whether there is one; where it lies may change.
+    """
+    found = config.model_dump(mode="json", exclude=_WATCHING)
+    found["teacher"] = {"weight": config.teacher.weight} if config.teacher.run else None
+    return found
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:

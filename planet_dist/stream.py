@@ -56,7 +56,7 @@ class Batch:
         epoch, step: the place in training; in an evaluation, epoch 0 and the batch's number.
         ids_B: int64 on the host; -1 marks padding, whose pixels and targets are zero.
         images_BHWC: the dataset's dtype. Valid until the next batch is asked for, which may use its memory.
-        targets_BC: float32, 0 or 1.
+        targets_BC: float32, from 0 to 1.
         new_B: bool, set between DecodedBatches and OnDevice where the device keeps chips: those that it lacks, and
             images_BHWC has these alone.
     """
@@ -137,7 +137,7 @@ class DecodedBatches:
 
     Args:
         dataset: whose chips the ids name.
-        targets_NC: uint8 (N, C), the labels of all chips by id.
+        targets_NC: from 0 to 1, any type (N, C): the labels of all chips by id, or softer targets.
         largest_batch: samples that a step may have.
         threads: that decode; decoding releases the interpreter lock.
         prefetch_batches: decoded ahead; the ring holds one more, which the consumer has.
@@ -149,7 +149,7 @@ class DecodedBatches:
     def __init__(
         self,
         dataset: Dataset,
-        targets_NC: NDArray[np.uint8],
+        targets_NC: NDArray[np.generic],
         largest_batch: int,
         *,
         threads: int,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planet_dist.config import load_config
-from planet_dist.ensemble_train import load_members, member_words
+from planet_dist.ensemble_train import EnsembleRecipe, load_members, member_names, member_words
 from shards.errors import ConfigError
 
 _REPOSITORY = Path(__file__).parent.parent
@@ -136,6 +136,8 @@ def ensemble_jobs(
 ) -> list[Job]:
     """An array of a job for each member, on each fold, and the job that combines them.
 
+    Members that others teach have an array before that of those others.
+
     Args:
         recipe: an ensemble's name, or the path of a TOML file.
         recipes: in its place, recipes to train over folds, with commas between.
@@ -151,18 +153,32 @@ def ensemble_jobs(
     named = ["--recipes", ",".join(map(_file, recipes.split(",")))] if recipes else ["--recipe", _file(str(recipe))]
     of_folds = [*(["--folds", str(folds)] if folds else []), *(["--grouped"] if grouped else [])]
     words = [*named, *of_folds, "--data", _place(data), "--out", _place(str(out)), *overrides]
-    tasks = len(ensemble.members) * max(folds, 1)
-    members = Job(
-        [*_common(out, "%A_%a"), f"--array=0-{tasks - 1}", *how.sbatch_words(), *resources.words()],
-        [_script("ensemble"), *how.words(), *words],
-    )
+    members = [
+        Job(
+            [*_common(out, "%A_%a"), f"--array={tasks[0]}-{tasks[-1]}", *how.sbatch_words(), *resources.words()],
+            [_script("ensemble"), *how.words(), *words],
+            after_previous=tasks[0] > 0,
+        )
+        for tasks in _stages(ensemble, folds)
+    ]
     one_node = Resources(1, 0, resources.cpus_per_node, resources.time, resources.partition, resources.account)
     combined = Job(
         [*_common(out, "%j"), *one_node.words(), *resources.more],
         [_script("ensemble"), "--combine", *words],
         after_previous=True,
     )
-    return [members, combined]
+    return [*members, combined]
+
+
+def _stages(ensemble: EnsembleRecipe, folds: int) -> list[range]:
+    """The tasks of the members, in their order, cut where one is taught by another of the same stage."""
+    starts, names = [0], member_names(ensemble)
+    for i, member in enumerate(ensemble.members):
+        if member.teacher in names[starts[-1] : i]:
+            starts.append(i)
+    of_each = max(folds, 1)
+    ends = [*starts[1:], len(ensemble.members)]
+    return [range(start * of_each, end * of_each) for start, end in zip(starts, ends, strict=True)]
 
 
 def build_jobs(

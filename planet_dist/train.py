@@ -93,6 +93,7 @@ def train(
     from planet_dist.liveness import Watch
     from planet_dist.provenance import describe_start
     from planet_dist.runfolder import RunFolder
+    from planet_dist.teacher import open_teacher
     from planet_dist.tracking import Tracker
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|torch")
@@ -108,7 +109,8 @@ def train(
     )
     leave_compiler_out()
     data = open_data(config, data_location)
-    checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator))
+    teacher = open_teacher(config, data, data_location, accelerator.device)
+    checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator, teacher))
     if accelerator.is_main_process:
         run.create(config, describe_start(recipe, data_location, accelerator))
     accelerator.wait_for_everyone()
@@ -121,7 +123,8 @@ def train(
         run_id = checkpoint.state.tracker_id if checkpoint else None
         tracker = Tracker(accelerator, config, run, name=f"{recipe}-{out.name}", run_id=run_id)
         try:
-            trainer = Trainer(config, data, run, tracker, accelerator, checkpoint, watch, profile_steps=profile_steps)
+            parts = (config, data, run, tracker, accelerator, checkpoint, watch)
+            trainer = Trainer(*parts, teacher=teacher, profile_steps=profile_steps)
             evaluation = trainer.train()
         except Stopped as stopped:
             if accelerator.is_main_process:

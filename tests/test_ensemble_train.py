@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from planet_dist import ensemble_train
-from planet_dist.ensemble_train import PlannedMember, train_members
-from shards.errors import RunError, TrainingError
+from planet_dist.config import load_config
+from planet_dist.ensemble_train import PlannedMember, load_ensemble_recipe, plan_members, train_members
+from shards.errors import ConfigError, RunError, TrainingError
+from shards.reader import Dataset
+from tests.made_runs import made_fold_run
 
 BUNDLE = """
 import pathlib, sys
@@ -67,6 +74,70 @@ def test_a_failure_lets_the_others_end_and_begins_none(tmp_path: Path) -> None:
     assert "the reason" in runs[0].with_name("a.log").read_text()
     assert (runs[1] / "bundle" / "bundle.json").exists()
     assert not runs[2].exists()
+
+
+@pytest.mark.usefixtures("no_gpus")
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_member_begins_once_its_teacher_has_ended(tmp_path: Path, at_once: int) -> None:
+    slow, other, taught = (tmp_path / name for name in ("slow", "other", "taught"))
+    needs = "import pathlib, sys\nassert pathlib.Path(sys.argv[2], 'bundle', 'bundle.json').exists()\n"
+    members = [member(slow, f"import time\ntime.sleep(1.5)\n{BUNDLE}"), member(other, BUNDLE)]
+    members.append(replace(member(taught, f"{needs}{BUNDLE}", slow), teacher=slow))
+    train_members(members, at_once=at_once)
+    assert (taught / "bundle" / "bundle.json").exists()
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_a_member_whose_teacher_failed_never_begins(tmp_path: Path) -> None:
+    members = [member(tmp_path / "teacher", "import time\ntime.sleep(1)\nraise SystemExit(3)")]
+    members.append(replace(member(tmp_path / "taught", BUNDLE), teacher=tmp_path / "teacher"))
+    with pytest.raises(TrainingError, match=r"member 1 of 2, .*status 3"):
+        train_members(members, at_once=2)
+    assert not (tmp_path / "taught").exists()
+
+
+TAUGHT = """
+description = "a network and another that it teaches"
+rule = "mean"
+[[members]]
+recipe = "small-resnet-32"
+overrides = ["model.width=8"]
+[[members]]
+recipe = "small-resnet-32"
+overrides = ["model.width=16"]
+teacher = "{teacher}"
+"""
+
+
+def test_each_fold_of_a_member_is_taught_by_its_teacher_s_run_of_that_fold(dataset: Dataset, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "pair.toml", tmp_path / "out"
+    recipe.write_text(TAUGHT.format(teacher="0-small-resnet-32"))
+    plan = partial(plan_members, load_ensemble_recipe(str(recipe)), dataset.root, out, (), Path("x.yaml"), folds=3)
+    members = plan()
+    teachers = [out / "members" / "0-small-resnet-32" / f"fold-{fold}" for fold in range(3)]
+    assert [member.teacher for member in members] == [None, None, None, *teachers]
+    assert [f"teacher.run={json.dumps(str(teacher))}" in " ".join(members[3].command) for teacher in teachers] == [
+        True, False, False,
+    ]  # fmt: skip
+    # Finished, but taught by another network than the one that now is there.
+    for place in (0, 3):
+        run = members[place].run
+        words = members[place].command[members[place].command.index("auto") + 1 :]
+        made_fold_run(
+            run, dataset, place, "kfold:3/0", protocol={"teacher": "weights of sha256 0123, 0.5 of the targets"}
+        )
+        (run / "config.toml").write_text(load_config("small-resnet-32", words).to_toml())
+    with pytest.raises(RunError, match=r"1-small-resnet-32/fold-0: learned from another network than that of .*fold-0"):
+        plan()
+    shutil.rmtree(members[0].run)
+    assert [member.finished for member in plan()] == [False, False, False, True, False, False]
+
+
+def test_a_teacher_that_is_no_earlier_member_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "pair.toml"
+    recipe.write_text(TAUGHT.format(teacher="1-small-resnet-32"))
+    with pytest.raises(ConfigError, match=r"members.1.teacher: '1-small.*' is no earlier member; .* 0-small-resnet-32"):
+        load_ensemble_recipe(str(recipe))
 
 
 @pytest.mark.parametrize(

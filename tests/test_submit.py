@@ -103,6 +103,14 @@ def test_recipes_over_folds_are_an_array_of_all_their_runs(tmp_path: Path) -> No
     assert members[-len(given) :] == given == combined[-len(given) :]
 
 
+def test_members_that_others_teach_are_an_array_before_theirs(tmp_path: Path) -> None:
+    taught = ["--recipe", "best-32-taught", "--folds", "4", "--data", "DATASET", "--out", "DIR"]
+    teachers, students, combined = shown("ensemble", *taught)
+    assert "--array=0-3" in teachers and not [word for word in teachers if word.startswith("--dependency")]
+    assert "--array=4-7" in students and "--dependency=afterok:JOB" in students
+    assert "--combine" in combined and "--dependency=afterok:JOB" in combined
+
+
 def test_a_dataset_is_an_array_of_parts_then_their_publication() -> None:
     sources = ["--images", "CHIPS", "--labels", "train.csv", "--out", "/data/D"]
     parts, last = shown("build", *sources, "--parts", "4", "--on-bad", "skip", "--shard-bytes", "1GB")
