@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,8 @@ class Trainer:
             f"{precision}, W&B {tracking_mode(self.config.tracking)}"
         )
         try:
-            targets_NC = self._training_targets()
             for number in range(position.phase, len(self.config.phases)):
-                start = position if number == position.phase else Position(number)
-                self._train_phase(number, start, targets_NC)
+                self._train_phase(number, position if number == position.phase else Position(number))
         finally:
             self.progress.close()
             self.trace.close()
@@ -177,18 +176,20 @@ class Trainer:
         warn_of_failure(lambda: write_final_report(self.run, self.data.dataset), self.progress.warn)
         return evaluation
 
+    @cached_property
     def _training_targets(self) -> NDArray[np.generic]:
-        """The targets (N, C) of all chips by id: their labels, which a teacher makes softer where they train."""
+        """The targets (N, C) of all chips by id: their labels, which a teacher makes softer where they train.
+
+        Its answers count as training time, in the first step's.
+        """
         if self.teacher is None:
             return self.data.targets_NC
-        began, ids_N = time.monotonic(), self.data.split.train_ids
-        network = self.teacher.network
+        ids_N, network = self.data.split.train_ids, self.teacher.network
+        self.progress.note(f"the teacher, {self.config.teacher.run}, first answers {len(ids_N):,} chips")
         answers = self._infer(network.model, self.teacher.independent, network.preprocess, ids_N, 1, "the teacher")
-        took = time.monotonic() - began
-        self.progress.note(f"taught by {self.config.teacher.run}: {len(ids_N):,} chips answered in {took:.0f} s")
         return self.teacher.soften(self.data.targets_NC, answers)
 
-    def _train_phase(self, number: int, position: Position, targets_NC: NDArray[np.generic]) -> None:
+    def _train_phase(self, number: int, position: Position) -> None:
         phase, plan = self.config.phases[number], self.plans[number]
         if position.epoch >= phase.epochs:
             return
@@ -219,7 +220,7 @@ class Trainer:
             rank=rank,
             num_ranks=num_ranks,
         )
-        decoded = self._decoded(plan.largest_rank_batch(num_ranks), targets_NC, self.stopwatch)
+        decoded = self._decoded(plan.largest_rank_batch(num_ranks), self._training_targets, self.stopwatch)
         on_device = OnDevice(self.accelerator.device, self.caches.device, self.stopwatch)
         batches = iter(DataPipeline(source, decoded, on_device))
         while True:

@@ -60,7 +60,7 @@ def test_a_taught_run_begins_at_the_loss_of_the_teacher_s_answers_and_names_it(
         *words, "tracking.wandb=off", ranks=1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"taught by {taught_elsewhere}: 80 chips answered in" in done.stdout
+    assert f"the teacher, {taught_elsewhere}, first answers 80 chips" in done.stdout
     config = load_config("small-resnet-32", words)
     data = open_data(config, dataset.root)
     teacher = open_teacher(config, data, dataset.root, CPU)
