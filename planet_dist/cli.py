@@ -106,7 +106,9 @@ def thresholds(
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the recipes, or print one with all its defaults filled in."""
-    from planet_dist.config import load_config, recipe_paths
+    import tomllib
+
+    from planet_dist.config import ensemble_recipe_paths, load_config, recipe_paths
 
     if name is not None:
         click.echo(load_config(name).to_toml(), nl=False)
@@ -122,7 +124,12 @@ def recipes(name: str | None) -> None:
         epochs = " + ".join(str(phase.epochs) for phase in config.phases)
         console.print(f"[bold]{known:<{names}}[/]  {config.model.name:<{networks}}  {size:>6}  {epochs} epochs")
         console.print(Padding(config.description, (0, 0, 0, 4)), style="dim")
-    console.print("\nplanet-dist recipes NAME prints one whole")
+    console.print(
+        "\nplanet-dist recipes NAME prints one whole\n\nof ensembles, for planet-dist ensemble train --recipe:\n"
+    )
+    for known, path in ensemble_recipe_paths().items():
+        console.print(f"[bold]{known}[/]")
+        console.print(Padding(tomllib.loads(path.read_text())["description"], (0, 0, 0, 4)), style="dim")
 
 
 @main.command()

@@ -290,6 +290,11 @@ def recipe_paths() -> dict[str, Path]:
     return {path.stem: path for path in in_order}
 
 
+def ensemble_recipe_paths() -> dict[str, Path]:
+    """The ensembles' recipes that come with the package (planet_dist.ensemble_train), by name."""
+    return {path.stem: path for path in sorted((RECIPES / "ensembles").glob("*.toml"))}
+
+
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Resolves a recipe and overrides.
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planet_dist.bundle_files import read_description
 from planet_dist.combination import CombinationRule
-from planet_dist.config import RECIPES, load_config
+from planet_dist.config import ensemble_recipe_paths, load_config
 from planet_dist.ensemble import RARE_SHARE, combine_runs
 from planet_dist.ensemble_scores import EnsembleEvaluation
 from planet_dist.launching import run_training, training_command, visible_devices
@@ -91,11 +91,6 @@ class PlannedMember:
     command: list[str]
     finished: bool
     teacher: Path | None = None
-
-
-def ensemble_recipe_paths() -> dict[str, Path]:
-    """The ensembles that come with the package, by name."""
-    return {path.stem: path for path in sorted((RECIPES / "ensembles").glob("*.toml"))}
 
 
 def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:

@@ -17,11 +17,11 @@ from planet_dist.bundle import Bundle
 from planet_dist.bundle_files import load_bundle, write_bundle
 from planet_dist.cli import main
 from planet_dist.combination import COMBINATION_RULES, CombinationRule
+from planet_dist.config import ensemble_recipe_paths
 from planet_dist.crossfit import evaluate_rules, fold_numbers
 from planet_dist.ensemble import combine_runs
 from planet_dist.ensemble_train import (
     PlannedMember,
-    ensemble_recipe_paths,
     load_ensemble_recipe,
     plan_members,
     train_ensemble,

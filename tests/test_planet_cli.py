@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from planet_dist.cli import main
-from planet_dist.config import load_config, recipe_paths
+from planet_dist.config import ensemble_recipe_paths, load_config, recipe_paths
 from planet_dist.decision import read_decision
+from planet_dist.ensemble_train import load_ensemble_recipe
 from planet_dist.predictions import write_predictions
 from shards.labels import PLANET
 
@@ -133,3 +134,5 @@ def test_recipes_are_listed_each_with_its_network_and_its_description_whole(monk
         config = load_config(name)
         assert f"{name} {config.model.name} " in words
         assert config.description in words
+    for name in ensemble_recipe_paths():
+        assert f"{name} {load_ensemble_recipe(name).description}" in words
