@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from planet_dist.assembly import assemble
 from planet_dist.bundle_files import read_description
 from planet_dist.config import Config, load_config
 from planet_dist.data import Data, open_data
+from planet_dist.engine import run_identity
 from planet_dist.evaluate import Logits
+from planet_dist.runfolder import differences, settings
 from planet_dist.teacher import Teacher, open_teacher
 from shards.errors import PlanetError
 from shards.reader import Dataset
@@ -82,6 +86,24 @@ def test_a_taught_run_begins_at_the_loss_of_the_teacher_s_answers_and_names_it(
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert abs(softened - untaught) > 0.01
     assert first["loss"] == pytest.approx(softened, abs=0.003)  # where there is bf16, it computes in that
+
+
+def test_a_run_is_held_to_the_network_that_taught_it_wherever_that_lies(
+    dataset: Dataset, taught_elsewhere: Path, tmp_path: Path
+) -> None:
+    def identity(teacher: Path) -> dict[str, Any]:
+        config, data = student(dataset, teacher)
+        accelerator = SimpleNamespace(mixed_precision="no")
+        return run_identity(config, data, accelerator, open_teacher(config, data, dataset.root, CPU))  # type: ignore[arg-type]
+
+    shutil.copytree(taught_elsewhere, tmp_path / "moved")
+    other = made_fold_run(tmp_path / "other", dataset, 2, "kfold:3/1")
+    assert differences(identity(taught_elsewhere), identity(tmp_path / "moved")) == []
+    assert [where for where, _, _ in differences(identity(taught_elsewhere), identity(other))] == ["teacher"]
+    configs = [student(dataset, run)[0] for run in (taught_elsewhere, tmp_path / "moved")]
+    assert settings(configs[0]) == settings(configs[1])
+    untaught = load_config("small-resnet-32", ["data.split=kfold:3/1"])
+    assert [where for where, _, _ in differences(settings(untaught), settings(configs[0]))] == ["teacher"]
 
 
 def test_a_run_without_a_teacher_has_none(dataset: Dataset) -> None:
