@@ -60,7 +60,12 @@ def open_data(config: Config, location: str | Path) -> Data:
         ConfigError: it is not of the kind that the recipe is meant for, or the split doesn't fit it.
     """
     runtime = config.runtime
-    dataset = Dataset(location, CacheOptions(Path(runtime.cache_dir), round(runtime.cache_gib * 2**30)))
+    cache = CacheOptions(Path(runtime.cache_dir), round(runtime.cache_gib * 2**30))
+    return split_data(config, Dataset(location, cache))
+
+
+def split_data(config: Config, dataset: Dataset) -> Data:
+    """Splits a dataset that is open, as a run of `config` does; errors as those of open_data."""
     manifest = dataset.manifest
     if config.data.kind not in ("any", manifest.image.kind):
         raise ConfigError(

@@ -14,7 +14,6 @@ Suffixes: R recipes, N samples, C labels.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +23,14 @@ from numpy.typing import NDArray
 
 from planet_dist.bundle_description import Description
 from planet_dist.bundle_files import read_description
-from planet_dist.config import Config, parse_config
+from planet_dist.config import Config
 from planet_dist.data import Data, open_data
 from planet_dist.predictions import Predictions, read_predictions
 from planet_dist.runfolder import RunFolder, settings
 from planet_dist.split import SplitRule, parse_split
 from planet_dist.stack_choice import Material
 from planet_dist.trained_on import trained_on
-from shards.errors import ConfigError, RunError
+from shards.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -138,10 +137,7 @@ def _read(root: Path) -> FoldRun:
     bundle = read_description(folder.bundle)
     if len(bundle.members) != 1:
         raise RunError(f"{root}: is an ensemble of {len(bundle.members)} itself; give its members' runs")
-    try:
-        config = parse_config(tomllib.loads(folder.config.read_text()), str(folder.config))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
-        raise RunError(f"{folder.config}: cannot be read ({error}); restore it or train again") from error
+    config = folder.read_config(remedy="restore it or train again")
     rule = parse_split(config.data.split)
     if not rule.kind.startswith("kfold"):
         raise RunError(

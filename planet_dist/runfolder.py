@@ -127,6 +127,20 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.start}: not the number of a start ({error}); remove the file") from error
 
+    def read_config(self, remedy: str) -> Config:
+        """The configuration as it was resolved.
+
+        Args:
+            remedy: what an error tells to do.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        try:
+            return parse_config(tomllib.loads(self.config.read_text()), str(self.config))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, PlanetError) as error:
+            raise RunError(f"{self.config}: cannot be read ({error}); {remedy}") from error
+
     def is_finished(self, config: Config, dataset_digest: str) -> bool:
         """Whether the folder holds what training with `config` on that dataset would come to.
 
@@ -136,12 +150,7 @@ class RunFolder:
         bundle = self.bundle / "bundle.json"
         if not bundle.is_file():
             return False
-        try:
-            was = parse_config(tomllib.loads(self.config.read_text()), str(self.config))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, PlanetError) as error:
-            raise RunError(
-                f"{self.config}: cannot be read ({error}); remove the folder, or give another --out"
-            ) from error
+        was = self.read_config(remedy="remove the folder, or give another --out")
         old, new = settings(was), settings(config)
         differing = [key for key in new if old[key] != new[key]]
         if differing:

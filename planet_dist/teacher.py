@@ -14,7 +14,6 @@ Letters in names: N chips, C labels.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +24,14 @@ from numpy.typing import NDArray
 
 from planet_dist.bundle import Bundle, Ready
 from planet_dist.bundle_files import DESCRIPTION
-from planet_dist.config import Config, parse_config
-from planet_dist.data import Data, open_data
+from planet_dist.config import Config
+from planet_dist.data import Data, split_data
 from planet_dist.evaluate import Independent, Logits
 from planet_dist.losses import independent_logits
 from planet_dist.metrics import probabilities
 from planet_dist.runfolder import RunFolder
 from planet_dist.trained_on import trained_on
-from shards.errors import ConfigError, RunError
+from shards.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,12 @@ class Teacher:
         return soft_NC
 
 
-def open_teacher(config: Config, data: Data, location: str | Path, device: torch.device) -> Teacher | None:
+def open_teacher(config: Config, data: Data, device: torch.device) -> Teacher | None:
     """Opens the teacher that a configuration names, or None where it names none.
 
     Args:
         config: the student's.
         data: the student's chips.
-        location: of their dataset.
         device: where the teacher answers.
 
     Raises:
@@ -94,10 +92,6 @@ def open_teacher(config: Config, data: Data, location: str | Path, device: torch
     description = bundle.description
     if len(description.members) != 1:
         raise RunError(f"{where}: is an ensemble of {len(description.members)}; name the run of one network")
-    try:
-        taught = parse_config(tomllib.loads(folder.config.read_text()), str(folder.config))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
-        raise RunError(f"{folder.config}: cannot be read ({error}); restore it, or train that run again") from error
     if description.labels != data.labels:
         raise RunError(f"{where}: its labels are {description.labels}, and the dataset's {data.labels}")
     member = description.members[0]
@@ -105,7 +99,8 @@ def open_teacher(config: Config, data: Data, location: str | Path, device: torch
         raise RunError(
             f"{where}: was trained on {', '.join(member.speaks_for)} alone; a teacher answers for all labels"
         )
-    split = trained_on(folder.root, description, open_data(taught, location))
+    taught = folder.read_config(remedy="restore it, or train that run again")
+    split = trained_on(folder.root, description, split_data(taught, data.dataset))
     leaked = np.intersect1d(split.train_ids, data.split.val_ids)
     if len(leaked):
         raise RunError(

@@ -109,7 +109,7 @@ def train(
     )
     leave_compiler_out()
     data = open_data(config, data_location)
-    teacher = open_teacher(config, data, data_location, accelerator.device)
+    teacher = open_teacher(config, data, accelerator.device)
     checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator, teacher))
     if accelerator.is_main_process:
         run.create(config, describe_start(recipe, data_location, accelerator))

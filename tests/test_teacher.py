@@ -41,7 +41,7 @@ def student(dataset: Dataset, teacher: Path, *words: str) -> tuple[Config, Data]
 
 def opened(dataset: Dataset, teacher: Path, *words: str) -> Teacher | None:
     config, data = student(dataset, teacher, *words)
-    return open_teacher(config, data, dataset.root, CPU)
+    return open_teacher(config, data, CPU)
 
 
 def test_targets_of_the_chips_that_train_move_towards_the_answers(dataset: Dataset, taught_elsewhere: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_taught_run_begins_at_the_loss_of_the_teacher_s_answers_and_names_it(
     assert f"the teacher, {taught_elsewhere}, first answers 80 chips" in done.stdout
     config = load_config("small-resnet-32", words)
     data = open_data(config, dataset.root)
-    teacher = open_teacher(config, data, dataset.root, CPU)
+    teacher = open_teacher(config, data, CPU)
     assert teacher is not None
     told = read_description(run / "bundle").members[0].protocol["teacher"]
     assert told == f"weights of sha256 {teacher.sha256}, 0.75 of the targets"
@@ -94,7 +94,7 @@ def test_a_run_is_held_to_the_network_that_taught_it_wherever_that_lies(
     def identity(teacher: Path) -> dict[str, Any]:
         config, data = student(dataset, teacher)
         accelerator = SimpleNamespace(mixed_precision="no")
-        return run_identity(config, data, accelerator, open_teacher(config, data, dataset.root, CPU))  # type: ignore[arg-type]
+        return run_identity(config, data, accelerator, open_teacher(config, data, CPU))  # type: ignore[arg-type]
 
     shutil.copytree(taught_elsewhere, tmp_path / "moved")
     other = made_fold_run(tmp_path / "other", dataset, 2, "kfold:3/1")
@@ -108,7 +108,7 @@ def test_a_run_is_held_to_the_network_that_taught_it_wherever_that_lies(
 
 def test_a_run_without_a_teacher_has_none(dataset: Dataset) -> None:
     config = load_config("small-resnet-32", ["data.split=kfold:3/1"])
-    assert open_teacher(config, open_data(config, dataset.root), dataset.root, CPU) is None
+    assert open_teacher(config, open_data(config, dataset.root), CPU) is None
 
 
 def test_a_teacher_that_was_trained_on_chips_that_are_held_out_is_refused(
@@ -147,4 +147,4 @@ def test_what_cannot_teach_is_refused_by_its_folder(
         "small-resnet-32", ["data.split=kfold:3/1", f'teacher.run="{taught_elsewhere}"', "data.kind=any"]
     )
     with pytest.raises(PlanetError, match="fold-1: trained on the dataset"):
-        open_teacher(config, open_data(config, tif_dataset.root), tif_dataset.root, CPU)
+        open_teacher(config, open_data(config, tif_dataset.root), CPU)
