@@ -63,7 +63,7 @@ bench: $(READY) $(PEERS)/.ready ## side-by-side measurements, one table each
 	python benchmarks/thresholds.py
 	python benchmarks/decisions.py
 	python benchmarks/build.py
-	python benchmarks/depthwise.py
+	python benchmarks/cpu_step.py
 	python benchmarks/plan.py
 
 reproduce: $(READY) ## every row of both papers on made chips, small and quick, with the papers' tables and figures

@@ -176,6 +176,8 @@ class PhaseConfig(_Section):
         warmup_epochs: over which the learning rate grows linearly from zero.
         clip_norm: largest norm of the whole gradient; 0 does not clip.
         ema_decay: of the moving average of the weights that is evaluated and kept; 0 keeps none.
+        norm_chips: training chips, evenly spread, on which the weights that are kept have their batch-norm statistics
+            measured anew after the last epoch (planet_dist.norms); 0 keeps those that followed along.
     """
 
     epochs: int = Field(gt=0)
@@ -191,6 +193,7 @@ class PhaseConfig(_Section):
     warmup_epochs: float = Field(0.0, ge=0)
     clip_norm: float = Field(0.0, ge=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
+    norm_chips: int = Field(0, ge=0)
 
 
 class EvaluateConfig(_Section):

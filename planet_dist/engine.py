@@ -44,6 +44,7 @@ from planet_dist.launched import asked_precision
 from planet_dist.learner import Learner, NonFiniteError, StepResult
 from planet_dist.liveness import Watch
 from planet_dist.models import count_parameters
+from planet_dist.norms import LARGEST_BATCH, measure_norms, spread
 from planet_dist.precision import describe_precision
 from planet_dist.progress import Progress, Stretch
 from planet_dist.provenance import LIBRARIES
@@ -285,8 +286,14 @@ class Trainer:
 
     def _end_epoch(self, learner: Learner, position: Position) -> None:
         """Validates and saves; `position` is the next epoch's beginning."""
+        model, phase = learner.evaluated_model(), self.config.phases[position.phase]
+        if phase.norm_chips and position.epoch == phase.epochs:
+            decoded = self._decoded(LARGEST_BATCH, self.data.targets_NC)
+            ids_N = spread(self.data.split.train_ids, phase.norm_chips)
+            with self.accelerator.autocast():
+                measure_norms(model, self.preprocess, decoded, ids_N, self.accelerator, self.watch)
         self.progress.doing(position.epoch - 1, f"validating {len(self.data.split.val_ids):,} chips")
-        logits = self._judged(learner.evaluated_model(), turns=1)
+        logits = self._judged(model, turns=1)
         targets_NC = self.data.targets_NC[logits.ids_N]
         speaks_C = weighted_labels(self.config.loss, self.data.labels)
         validation = validate(logits.logits_NC, targets_NC, self.config.evaluate.best_by, speaks_C)

@@ -22,6 +22,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
+from planet_dist.memory import keep_freed_memory
 from planet_dist.precision import precision_for
 from shards.errors import ConfigError
 from shards.workers import die_with_parent
@@ -186,6 +187,8 @@ def make_accelerator(*, on_cpu: bool, timeout_minutes: float, **tracking: Any) -
         tracking: where Accelerate shall log.
     """
     timeout = timedelta(minutes=timeout_minutes)
+    if on_cpu:
+        keep_freed_memory()
     PartialState(cpu=on_cpu, timeout=timeout)
     precision = precision_for(asked_precision(), on_cpu=on_cpu)
     if on_cpu and "no" in gather_object([precision]):

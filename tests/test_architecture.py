@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 
 # From what knows least to what knows most; a module imports only from the groups before its own, and shards.
 LAYERS = [
-    {"display", "efficientnet_lite", "precision"},
+    {"display", "efficientnet_lite", "memory", "precision"},
     # What was asked for and what is known, each by itself.
     {
         "backbones",
@@ -41,7 +41,7 @@ LAYERS = [
     {"provenance", "report_parts"},
     {"augment", "describe", "saliency", "thresholds", "tracking_log", "tracking_starts"},
     {"decision", "tracking"},
-    {"assembly", "combination", "crossfit", "evaluate", "learner", "stack"},
+    {"assembly", "combination", "crossfit", "evaluate", "learner", "norms", "stack"},
     {"shrinkage", "stack_logistic"},
     {"decision_rules", "stack_fits"},
     {"stack_choice"},

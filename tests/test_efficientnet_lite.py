@@ -10,7 +10,7 @@ import torch
 
 from planet_dist.backbones import build_backbone, fetch_weights, load_weights, weights_path
 from planet_dist.config import ModelConfig
-from planet_dist.efficientnet_lite import FILE_NAMES, DepthwiseConv2d, EfficientNetLite
+from planet_dist.efficientnet_lite import FILE_NAMES, DepthwiseConv2d, EfficientNetLite, PointwiseConv2d
 from planet_dist.models import build_model, count_parameters, set_trainable
 from shards.errors import ConfigError
 
@@ -54,7 +54,9 @@ def test_a_halving_convolution_pads_even_sides_below_and_to_the_right_alone(side
     stem.conv.weight.data.fill_(1 / 3)  # each output counts the pixels that its filter covers
     stem.norm.eps = 0.0
     seen = []
-    stem.norm.register_forward_hook(lambda module, inputs, output: seen.append(output[0, 0]))
+    stem.norm.register_forward_hook(
+        lambda module, inputs, output: seen.append(output[0, 0].clone())
+    )  # ReLU6 changes it
     with torch.inference_mode():
         stem(torch.ones(1, 3, side, side))
     counts_HW = seen[0]
@@ -85,6 +87,23 @@ def test_gradients_of_a_depthwise_convolution_are_those_of_torchs_own(
         answer_BCPQ.sin().sum().backward()
         found.append([answer_BCPQ, x_BCHW.grad, ours.weight.grad])
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (39, 64), (64, 39)])
+def test_a_pointwise_convolution_and_its_gradients_are_torchs_own(inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    ours = PointwiseConv2d(inputs, outputs, 1, bias=False)
+    found = []
+    for forward in (ours, lambda x: torch.nn.functional.conv2d(x, ours.weight)):
+        x_BCHW = torch.randn(3, inputs, 4, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        ours.weight.grad = None
+        answer_BOHW = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
+        assert answer_BOHW.is_contiguous(memory_format=torch.channels_last)
+        answer_BOHW.sin().sum().backward()
+        found.append([answer_BOHW, x_BCHW.grad, ours.weight.grad])
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x_BCHW).dtype == torch.bfloat16
 
 
 def test_a_frozen_or_autocast_depthwise_convolution_answers_as_torchs_own() -> None:
