@@ -90,6 +90,23 @@ def build_backbone(name: str, weights: str, size: int, band_order: Sequence[str]
     return network, _feature_count(name, network, len(band_order), size)
 
 
+def set_stochastic_depth(name: str, network: nn.Module, greatest: float) -> None:
+    """Sets how often each block is left out: never the first, the last with probability `greatest`, evenly between.
+
+    Raises:
+        ConfigError: the network leaves no blocks out.
+    """
+    # Torchvision's and EfficientNet-Lite's; the name spares a start the loading of torchvision for the latter.
+    layers: list[Any] = [module for module in network.modules() if type(module).__name__ == "StochasticDepth"]
+    if not layers:
+        raise ConfigError(
+            f"model.stochastic_depth with {name!r}, which leaves no blocks out; leave it away, or take an "
+            "EfficientNet, a ConvNeXt or a Swin transformer"
+        )
+    for place, layer in enumerate(layers):
+        layer.p = greatest * place / max(1, len(layers) - 1)
+
+
 def _construct(name: str, size: int) -> nn.Module:
     if name in efficientnet_lite.FILE_NAMES:
         return EfficientNetLite(name)

@@ -95,6 +95,9 @@ class ModelConfig(_Section):
             "efficientnet_lite0" (or 1, or 2).
         width: channels of small-resnet's first stage, 8 or more.
         dropout: probability: between the layers of paper2-cnn, before every dense layer elsewhere.
+        stochastic_depth: probability to leave a block out for a chip, of a network with shortcuts: from 0 at the first
+            block evenly up to this at the last (Huang et al. 2016). -1 takes what torchvision gives the network, and
+            none for EfficientNet-Lite.
         l2: weight of the squared-weights penalty in the loss, on the layers that the papers name (Keras's
             L2).
         head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or
@@ -107,6 +110,7 @@ class ModelConfig(_Section):
     # Below 8, oneDNN writes past the end of what a 1x1 convolution of stride 2 gets on a CPU with AVX2 (torch 2.15).
     width: int = Field(64, ge=8, multiple_of=2)
     dropout: float = Field(0.0, ge=0, lt=1)
+    stochastic_depth: float = Field(-1.0, ge=-1, lt=1)
     l2: float = Field(0.0, ge=0)
     head: Literal["linear", "paper1", "paper2"] = "linear"
     weights: str = "none"

@@ -206,10 +206,29 @@ class _InvertedResidual(nn.Module):
         self.depthwise = _ConvNorm(wide, wide, kernel, stride, groups=wide)
         self.project = _ConvNorm(wide, outputs, 1, linear=True)
         self.shortcut = stride == 1 and inputs == outputs
+        self.stochastic_depth = StochasticDepth()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y_BCHW: Tensor = self.project(self.depthwise(self.expand(x_BCHW)))
-        return x_BCHW + y_BCHW if self.shortcut else y_BCHW
+        return x_BCHW + self.stochastic_depth(y_BCHW) if self.shortcut else y_BCHW
+
+
+class StochasticDepth(nn.Module):
+    """Leaves a block's output out for some chips while it trains (Huang et al. 2016), as torchvision's networks do.
+
+    Attributes:
+        p: probability, below 1; none by itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = 0.0
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """What is kept weighs 1 / (1 - p), so that the mean stays."""
+        if not self.training or not self.p:
+            return x_BCHW
+        return x_BCHW * x_BCHW.new_empty(len(x_BCHW), 1, 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
 
 
 def package(name: str) -> str:

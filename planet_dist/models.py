@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from planet_dist.backbones import build_backbone, require_backbone
+from planet_dist.backbones import build_backbone, require_backbone, set_stochastic_depth
 from planet_dist.config import ModelConfig
 from shards.errors import ConfigError
 
@@ -95,8 +95,16 @@ def build_model(
             is None.
 
     Raises:
-        ConfigError: an unknown network, a size it cannot take, or weights that cannot be had or do not fit.
+        ConfigError: an unknown network, a size it cannot take, weights that cannot be had or do not fit, or stochastic
+            depth in a network that has none.
     """
+    network = _build(config, labels, bands, size, band_order)
+    if config.stochastic_depth >= 0:
+        set_stochastic_depth(config.name, network, config.stochastic_depth)
+    return network
+
+
+def _build(config: ModelConfig, labels: int, bands: int, size: int, band_order: Sequence[str] | None) -> Network:
     if config.name not in OWN_NETWORKS:
         return _pretrainable(config, labels, size, _named_bands(bands, band_order))
     if config.weights != "none":

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -500,3 +501,27 @@ def test_second_papers_inception_recipe_is_as_in_its_text() -> None:
     assert (head.epochs, head.trains, head.optimizer, head.batch_size) == (20, "head", "adam", 128)
     assert (joint.epochs, joint.trains, joint.optimizer) == (70, "from:Mixed_6d", "sgd")
     assert (joint.learning_rate, joint.momentum) == (0.01, 0.9)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "convnext_tiny"])
+def test_stochastic_depth_rises_evenly_and_leaves_blocks_out_in_training_alone(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=name, stochastic_depth=0.4), 17, 3, 32)
+    found = [module.p for module in model.modules() if type(module).__name__ == "StochasticDepth"]
+    assert found[0] == 0 and found[-1] == 0.4
+    assert np.allclose(np.diff(found), 0.4 / (len(found) - 1))
+    plain = build_model(ModelConfig(name=name, stochastic_depth=0.0), 17, 3, 32)
+    plain.load_state_dict(model.state_dict())
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images_BCHW), plain.eval()(images_BCHW))
+    block = next(m for m in reversed(list(model.modules())) if type(m).__name__ == "StochasticDepth").train()
+    kept_B = block(torch.ones(4000, 1, 1, 1)).flatten()
+    assert sorted(set(kept_B.tolist())) == [0.0, pytest.approx(1 / 0.6)]
+    assert abs(kept_B.mean() - 1) < 0.05
+
+
+@pytest.mark.parametrize("name", ["small-resnet", "resnet18"])
+def test_stochastic_depth_is_refused_where_no_block_is_left_out(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.stochastic_depth with '{name}', which leaves no blocks out"):
+        build_model(ModelConfig(name=name, stochastic_depth=0.2), 17, 3, 32)
