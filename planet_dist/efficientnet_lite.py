@@ -129,7 +129,7 @@ def _trains_in_float32_on_a_cpu(x_BCHW: Tensor) -> bool:
 class PointwiseConv2d(nn.Conv2d):
     """nn.Conv2d with filters of 1x1 and no bias, which trains as the product of matrices that it is.
 
-    Of many channels, the BLAS that torch brings takes 0.6 to 0.9 of the time of oneDNN's float32 convolution on CPUs
+    Of many channels, the BLAS that torch brings takes 0.6 to 1.0 of the time of oneDNN's float32 convolution on CPUs
     without AVX-512, gradients above all. Few channels of large maps are left to the latter, which is ahead there.
     """
 

@@ -291,7 +291,8 @@ class Trainer:
             decoded = self._decoded(LARGEST_BATCH, self.data.targets_NC)
             ids_N = spread(self.data.split.train_ids, phase.norm_chips)
             with self.accelerator.autocast():
-                measure_norms(model, self.preprocess, decoded, ids_N, self.accelerator, self.watch)
+                measure_norms(model, self.preprocess, decoded, ids_N, self.accelerator.device, self.watch)
+            learner.share_buffers()
         self.progress.doing(position.epoch - 1, f"validating {len(self.data.split.val_ids):,} chips")
         logits = self._judged(model, turns=1)
         targets_NC = self.data.targets_NC[logits.ids_N]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -33,32 +32,32 @@ def measure_norms(
     preprocess: Preprocess,
     decoded: DecodedBatches,
     ids_N: NDArray[np.int64],
-    accelerator: Accelerator,
+    device: torch.device,
     watch: Watch,
 ) -> None:
     """Gives every batch-norm the mean and variance of its input over chips as evaluation sees them, by batches' means.
 
-    All ranks measure the same, so that their number changes nothing, and end with rank 0's.
+    All ranks measure the same, so that their number changes nothing.
 
     Args:
         model: in evaluation mode, and left so; its weights stay.
         decoded: for batches of LARGEST_BATCH.
         ids_N: of the chips, which are shared evenly among batches.
+        device: of the model.
         watch: that hears how far this rank has come.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
-    steps = np.array_split(ids_N, -(-len(ids_N) // LARGEST_BATCH)) if norms else []
-    for batch in DataPipeline(FixedSteps(steps), decoded, OnDevice(accelerator.device, decoded.caches.device)):
+    steps = np.array_split(ids_N, -(-len(ids_N) // LARGEST_BATCH))
+    for batch in DataPipeline(FixedSteps(steps), decoded, OnDevice(device, decoded.caches.device)):
         watch.beat(f"batch {batch.step} of the batch-norm statistics")
         model(preprocess.evaluate(batch.images_BHWC))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-        if accelerator.num_processes > 1:
-            for buffer in norm.buffers():
-                torch.distributed.broadcast(buffer, src=0)

@@ -54,9 +54,8 @@ def test_a_halving_convolution_pads_even_sides_below_and_to_the_right_alone(side
     stem.conv.weight.data.fill_(1 / 3)  # each output counts the pixels that its filter covers
     stem.norm.eps = 0.0
     seen = []
-    stem.norm.register_forward_hook(
-        lambda module, inputs, output: seen.append(output[0, 0].clone())
-    )  # ReLU6 changes it
+    # A copy: ReLU6 works in place.
+    stem.norm.register_forward_hook(lambda module, inputs, output: seen.append(output[0, 0].clone()))
     with torch.inference_mode():
         stem(torch.ones(1, 3, side, side))
     counts_HW = seen[0]

@@ -1,4 +1,4 @@
-"""Tests of planet_dist.memory."""
+"""Memory that a step frees serves the next one, and is not asked of the system again."""
 
 import subprocess
 import sys

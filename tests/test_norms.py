@@ -22,14 +22,14 @@ from planet_dist.stream import DecodedBatches
 from shards.reader import Dataset
 from tests.conftest import launch
 
-ALONE: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+CPU = torch.device("cpu")
 WATCH: Any = SimpleNamespace(beat=lambda where: None)
 
 
 def measure(model: nn.Module, dataset: Dataset, ids_N: np.ndarray, preprocess: Preprocess) -> None:
     targets_NC = dataset.manifest.vocabulary.matrix(dataset.index()["labels"])
     decoded = DecodedBatches(dataset, targets_NC, norms.LARGEST_BATCH, threads=1, prefetch_batches=2)
-    measure_norms(model, preprocess, decoded, ids_N, ALONE, WATCH)
+    measure_norms(model, preprocess, decoded, ids_N, CPU, WATCH)
 
 
 def test_statistics_are_the_means_of_even_batches(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_a_run_measures_the_weights_that_it_keeps_at_its_end_on_any_number_of_ra
     assert done.returncode == 0, done.stderr
     config = load_config("small-resnet-32", words)
     data = open_data(config, dataset.root)
-    parts = assemble(config, data, torch.device("cpu"))
+    parts = assemble(config, data, CPU)
     found = []
     for folder in sorted((run / "checkpoints").glob("step-*")):
         kept = load_tensors(folder / "ema.safetensors")
