@@ -115,6 +115,12 @@ class ModelConfig(_Section):
     head: Literal["linear", "paper1", "paper2"] = "linear"
     weights: str = "none"
 
+    @model_validator(mode="after")
+    def _stochastic_depth_is_a_probability(self) -> ModelConfig:
+        if -1 < self.stochastic_depth < 0:
+            raise ValueError(f"stochastic_depth {self.stochastic_depth} is no probability; take 0 or more, or -1")
+        return self
+
 
 class LossConfig(_Section):
     """What is minimised: the mean over the global batch (planet_dist.losses has the formulas).

@@ -521,6 +521,11 @@ def test_stochastic_depth_rises_evenly_and_leaves_blocks_out_in_training_alone(n
     assert abs(kept_B.mean() - 1) < 0.05
 
 
+def test_stochastic_depth_that_is_no_probability_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stochastic_depth -0.2 is no probability; take 0 or more, or -1"):
+        load_config("small-resnet-32", ["model.stochastic_depth=-0.2"])
+
+
 @pytest.mark.parametrize("name", ["small-resnet", "resnet18"])
 def test_stochastic_depth_is_refused_where_no_block_is_left_out(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.stochastic_depth with '{name}', which leaves no blocks out"):
