@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 # The published file of each network's weights.
 FILE_NAMES = {
@@ -120,10 +121,11 @@ class _ConvNorm(nn.Module):
         return x_BCHW if self.linear else F.relu6(x_BCHW, inplace=True)
 
 
-def _trains_in_float32_on_a_cpu(x_BCHW: Tensor) -> bool:
-    """Where torch's own convolutions leave much of a core unused. (A CPU with AVX-512 trains in bf16.)"""
-    in_float32 = x_BCHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return in_float32 and x_BCHW.device.type == "cpu" and torch.is_grad_enabled()
+def _dtype_in_training_on_a_cpu(x_BCHW: Tensor) -> torch.dtype | None:
+    """What a convolution computes in, where torch's own ones leave much of a core unused; None elsewhere."""
+    if x_BCHW.device.type != "cpu" or not torch.is_grad_enabled():
+        return None
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCHW.dtype
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -135,29 +137,33 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, O, H, W), in the dtype that nn.Conv2d would give."""
-        if min(self.weight.shape[:2]) >= _MANY_CHANNELS and _trains_in_float32_on_a_cpu(x_BCHW):
+        if min(self.weight.shape[:2]) >= _MANY_CHANNELS and _dtype_in_training_on_a_cpu(x_BCHW) == torch.float32:
             return F.linear(x_BCHW.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
         return super().forward(x_BCHW)
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """nn.Conv2d with one square filter a channel and no bias, whose weights' gradient is quick on small maps too.
+    """nn.Conv2d with one square filter a channel and no bias, whose gradients are quick on a CPU too.
 
-    For filters wider than the output, oneDNN's float32 gradient on CPUs without AVX-512 is a plain loop that takes
-    2 to 70 times as long as the products below: over a third of a training step at 64 pixels.
+    Three of oneDNN's gradients are plain loops that take 2 to 100 times as long as what stands in for them here: in
+    float32, that of filters wider than the output; in bf16, that of filters of 5x5 as well, and that of the inputs of
+    filters that halve. They are over a third of a training step at 64 pixels in float32, and four fifths in bf16.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, P, Q), in the dtype that nn.Conv2d would give."""
         stride, padding, filter_side = self.stride[0], int(self.padding[0]), self.kernel_size[0]
         outputs = min((side + 2 * padding - filter_side) // stride + 1 for side in x_BCHW.shape[2:])
-        if filter_side > outputs and _trains_in_float32_on_a_cpu(x_BCHW):
-            return _DepthwiseByOffsets.apply(x_BCHW, self.weight, stride, padding)  # type: ignore[no-any-return]
+        dtype = _dtype_in_training_on_a_cpu(x_BCHW)
+        is_slow = filter_side > outputs or (dtype == torch.bfloat16 and (filter_side > 3 or stride > 1))
+        if dtype in (torch.float32, torch.bfloat16) and is_slow:
+            x_BCHW, weight_C1KK = x_BCHW.to(dtype), self.weight.to(dtype)
+            return _Depthwise.apply(x_BCHW, weight_C1KK, stride, padding)  # type: ignore[no-any-return]
         return super().forward(x_BCHW)
 
 
-class _DepthwiseByOffsets(torch.autograd.Function):
-    """A depthwise convolution whose weights' gradient is, for each offset in the filter, one product and sum."""
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution with gradients of our own where oneDNN's are loops."""
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int) -> Tensor:
@@ -172,21 +178,33 @@ class _DepthwiseByOffsets(torch.autograd.Function):
         stride, padding, channels = ctx.stride, ctx.padding, len(weight_C1KK)
         x_gradient_BCHW, weight_gradient_C1KK = None, None
         if ctx.needs_input_grad[0]:
-            x_gradient_BCHW = torch.ops.aten.convolution_backward(
-                gradient_BCPQ, x_BCHW, weight_C1KK, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0),
-                channels, (True, False, False),
-            )[0]  # fmt: skip
+            dtype = torch.float32 if stride > 1 else x_BCHW.dtype
+            x_gradient_BCHW = conv2d_input(
+                x_BCHW.shape, weight_C1KK.to(dtype), gradient_BCPQ.to(dtype), stride, padding, groups=channels
+            ).to(x_BCHW.dtype)
         if ctx.needs_input_grad[1]:
-            # Channels last, as the maps lie in memory.
-            x_BHWC, gradient_BPQC = x_BCHW.permute(0, 2, 3, 1), gradient_BCPQ.permute(0, 2, 3, 1)
-            weight_gradient_KKC = x_BCHW.new_zeros(*weight_C1KK.shape[2:], channels)
-            for row, column in itertools.product(*map(range, weight_C1KK.shape[2:])):
-                rows, seen_rows = _overlap(gradient_BPQC.shape[1], x_BHWC.shape[1], row - padding, stride)
-                columns, seen_columns = _overlap(gradient_BPQC.shape[2], x_BHWC.shape[2], column - padding, stride)
-                products_BPQC = x_BHWC[:, seen_rows, seen_columns] * gradient_BPQC[:, rows, columns]
-                weight_gradient_KKC[row, column] = products_BPQC.sum((0, 1, 2))
-            weight_gradient_C1KK = weight_gradient_KKC.permute(2, 0, 1).unsqueeze(1)
+            if weight_C1KK.shape[-1] <= min(3, *gradient_BCPQ.shape[2:]):  # as quick as it should be
+                weight_gradient_C1KK = conv2d_weight(
+                    x_BCHW, weight_C1KK.shape, gradient_BCPQ, stride, padding, groups=channels
+                )
+            else:
+                weight_gradient_C1KK = _weight_gradient_by_offsets(x_BCHW, weight_C1KK, gradient_BCPQ, stride, padding)
         return x_gradient_BCHW, weight_gradient_C1KK, None, None
+
+
+def _weight_gradient_by_offsets(
+    x_BCHW: Tensor, weight_C1KK: Tensor, gradient_BCPQ: Tensor, stride: int, padding: int
+) -> Tensor:
+    """For each offset in the filter, one product and its sum."""
+    # Channels last, as the maps lie in memory.
+    x_BHWC, gradient_BPQC = x_BCHW.permute(0, 2, 3, 1), gradient_BCPQ.permute(0, 2, 3, 1)
+    weight_gradient_KKC = x_BCHW.new_zeros(*weight_C1KK.shape[2:], len(weight_C1KK))
+    for row, column in itertools.product(*map(range, weight_C1KK.shape[2:])):
+        rows, seen_rows = _overlap(gradient_BPQC.shape[1], x_BHWC.shape[1], row - padding, stride)
+        columns, seen_columns = _overlap(gradient_BPQC.shape[2], x_BHWC.shape[2], column - padding, stride)
+        products_BPQC = x_BHWC[:, seen_rows, seen_columns] * gradient_BPQC[:, rows, columns]
+        weight_gradient_KKC[row, column] = products_BPQC.sum((0, 1, 2))
+    return weight_gradient_KKC.permute(2, 0, 1).unsqueeze(1)
 
 
 def _overlap(outputs: int, inputs: int, offset: int, stride: int) -> tuple[slice, slice]:

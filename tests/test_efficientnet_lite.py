@@ -73,19 +73,25 @@ def test_a_halving_convolution_pads_even_sides_below_and_to_the_right_alone(side
         *((3, 2, 0, sides) for sides in ((3, 4), (7, 4))),
     ],
 )
+@pytest.mark.parametrize("in_bf16", [False, True])
 def test_gradients_of_a_depthwise_convolution_are_those_of_torchs_own(
-    kernel: int, stride: int, padding: int, sides: tuple[int, int]
+    kernel: int, stride: int, padding: int, sides: tuple[int, int], in_bf16: bool
 ) -> None:
     torch.manual_seed(0)
     ours = DepthwiseConv2d(6, 6, kernel, stride, padding, groups=6, bias=False)
+    ours.weight.data = ours.weight.bfloat16().float()
     found = []
     for forward in (ours, lambda x: torch.nn.functional.conv2d(x, ours.weight, None, stride, padding, groups=6)):
-        x_BCHW = torch.randn(3, 6, *sides, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        x_BCHW = torch.randn(3, 6, *sides, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+        x_BCHW.requires_grad_()
         ours.weight.grad = None
-        answer_BCPQ = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
-        answer_BCPQ.sin().sum().backward()
-        found.append([answer_BCPQ, x_BCHW.grad, ours.weight.grad])
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16 and forward is ours):
+            answer_BCPQ = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
+        assert answer_BCPQ.dtype == (torch.bfloat16 if in_bf16 and forward is ours else torch.float32)
+        answer_BCPQ.float().sin().sum().backward()
+        found.append([answer_BCPQ.float(), x_BCHW.grad, ours.weight.grad])
+    for our_tensor, torchs in zip(*found, strict=True):
+        assert (our_tensor - torchs).norm() <= (0.01 if in_bf16 else 1e-6) * torchs.norm()
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (39, 64), (64, 39)])

@@ -17,17 +17,18 @@ def step():
 for _ in range(8):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(40):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def page_faults(how: str) -> int:
-    """Of four steps, after eight."""
+    """Of forty steps, after eight."""
     done = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True, timeout=120)
     return int(done.stdout)
 
 
 def test_a_step_takes_no_new_memory_from_the_system() -> None:
-    assert page_faults("kept") < page_faults("given back") / 20
+    # Once or twice something small comes to lie in what is free, and the next step needs memory beside it.
+    assert page_faults("kept") < page_faults("given back") / 10
