@@ -3,8 +3,9 @@
     python benchmarks/cpu_step.py
 
 Four processes of one thread each take a step, forward and backward, by turns: with torch's convolutions alone; with
-our gradient of small depthwise filters; with 1x1 filters as products of matrices too; and with freed memory kept
-beside. Medians of the rounds; docs/decisions.md says why.
+our gradients of depthwise filters; with 1x1 filters as products of matrices too, which float32 alone has; and with
+freed memory kept beside. In bf16 where the CPU has kernels for it, as launch files ask. Medians of the rounds;
+docs/decisions.md says why.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from torch import nn
 
 from planet_dist.efficientnet_lite import FILE_NAMES, DepthwiseConv2d, EfficientNetLite, PointwiseConv2d
 from planet_dist.memory import keep_freed_memory
+from planet_dist.precision import describe_precision, precision_for
 
 WAYS = ("torch's own", "depthwise", "1x1 too", "memory too")
 WARM_UP = 8  # rounds
 
 
-def take_steps(name: str, side: int, batch: int, way: int) -> None:
+def take_steps(name: str, side: int, batch: int, way: int, precision: str) -> None:
     """One step for each line of standard input; prints the seconds of each."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -43,15 +45,22 @@ def take_steps(name: str, side: int, batch: int, way: int) -> None:
     for _ in sys.stdin:
         started = time.perf_counter()
         network.zero_grad(set_to_none=True)
-        network(images_BCHW).square().mean().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits_BC = network(images_BCHW)
+        logits_BC.float().square().mean().backward()
         print(time.perf_counter() - started, flush=True)
 
 
-def measure(name: str, side: int, batch: int, rounds: int) -> tuple[str, ...]:
+def measure(name: str, side: int, batch: int, rounds: int, precision: str) -> tuple[str, ...]:
     """A row of the table."""
-    command = [sys.executable, __file__, "--network", name, "--side", str(side), "--batch", str(batch), "--way"]
+    command = [sys.executable, __file__, "--network", name, "--side", str(side), "--batch", str(batch)]
     processes = [
-        subprocess.Popen([*command, str(way)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, "--precision", precision, "--way", str(way)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for way in range(len(WAYS))
     ]
     times: list[list[float]] = [[] for _ in WAYS]
@@ -78,17 +87,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--network", choices=FILE_NAMES, help="this one alone")
     parser.add_argument("--side", type=int, help="chips of so many pixels alone")
+    parser.add_argument("--precision", choices=("bf16", "no"), help="no is float32")
     parser.add_argument("--way", type=int, choices=range(len(WAYS)), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way is not None:
-        take_steps(args.network, args.side, args.batch, args.way)
+        take_steps(args.network, args.side, args.batch, args.way, args.precision)
         return
-    table = Table(title=f"float32, batches of {args.batch}, one thread, {torch.backends.cpu.get_cpu_capability()}")
+    precision = args.precision or precision_for("bf16", on_cpu=True)
+    name = describe_precision(precision, precision)
+    table = Table(title=f"{name}, batches of {args.batch}, one thread, {torch.backends.cpu.get_cpu_capability()}")
     for heading in ("network", "side", *(f"{way}, images/s" for way in WAYS)):
         table.add_column(heading)
     for name in [args.network] if args.network else FILE_NAMES:
         for side in [args.side] if args.side else (48, 64):
-            table.add_row(*measure(name, side, args.batch, args.rounds))
+            table.add_row(*measure(name, side, args.batch, args.rounds, precision))
     table.caption = "in brackets: medians of the rounds' ratios to the column before"
     wide_console().print(table)
 
