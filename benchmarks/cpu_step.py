@@ -54,13 +54,9 @@ def take_steps(name: str, side: int, batch: int, way: int, precision: str) -> No
 def measure(name: str, side: int, batch: int, rounds: int, precision: str) -> tuple[str, ...]:
     """A row of the table."""
     command = [sys.executable, __file__, "--network", name, "--side", str(side), "--batch", str(batch)]
+    command += ["--precision", precision, "--way"]
     processes = [
-        subprocess.Popen(
-            [*command, "--precision", precision, "--way", str(way)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen([*command, str(way)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for way in range(len(WAYS))
     ]
     times: list[list[float]] = [[] for _ in WAYS]
@@ -94,8 +90,8 @@ def main() -> None:
         take_steps(args.network, args.side, args.batch, args.way, args.precision)
         return
     precision = args.precision or precision_for("bf16", on_cpu=True)
-    name = describe_precision(precision, precision)
-    table = Table(title=f"{name}, batches of {args.batch}, one thread, {torch.backends.cpu.get_cpu_capability()}")
+    cpu = torch.backends.cpu.get_cpu_capability()
+    table = Table(title=f"{describe_precision(precision, precision)}, batches of {args.batch}, one thread, {cpu}")
     for heading in ("network", "side", *(f"{way}, images/s" for way in WAYS)):
         table.add_column(heading)
     for name in [args.network] if args.network else FILE_NAMES:

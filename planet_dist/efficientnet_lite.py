@@ -145,9 +145,10 @@ class PointwiseConv2d(nn.Conv2d):
 class DepthwiseConv2d(nn.Conv2d):
     """nn.Conv2d with one square filter a channel and no bias, whose gradients are quick on a CPU too.
 
-    Three of oneDNN's gradients are plain loops that take 2 to 100 times as long as what stands in for them here: in
-    float32, that of filters wider than the output; in bf16, that of filters of 5x5 as well, and that of the inputs of
-    filters that halve. They are over a third of a training step at 64 pixels in float32, and four fifths in bf16.
+    Three of oneDNN's gradients are plain loops that take 2 to hundreds of times as long as what stands in for them
+    here: in float32, that of filters wider than the output; in bf16, that of filters of 5x5 as well, and that of the
+    inputs of filters that halve. They are over a third of a training step at 64 pixels in float32, and four fifths in
+    bf16.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -155,11 +156,22 @@ class DepthwiseConv2d(nn.Conv2d):
         stride, padding, filter_side = self.stride[0], int(self.padding[0]), self.kernel_size[0]
         outputs = min((side + 2 * padding - filter_side) // stride + 1 for side in x_BCHW.shape[2:])
         dtype = _dtype_in_training_on_a_cpu(x_BCHW)
-        is_slow = filter_side > outputs or (dtype == torch.bfloat16 and (filter_side > 3 or stride > 1))
-        if dtype in (torch.float32, torch.bfloat16) and is_slow:
+        if dtype in (torch.float32, torch.bfloat16) and (
+            _loops_over_inputs(dtype, stride) or _loops_over_weights(dtype, filter_side, outputs)
+        ):
             x_BCHW, weight_C1KK = x_BCHW.to(dtype), self.weight.to(dtype)
             return _Depthwise.apply(x_BCHW, weight_C1KK, stride, padding)  # type: ignore[no-any-return]
         return super().forward(x_BCHW)
+
+
+def _loops_over_inputs(dtype: torch.dtype, stride: int) -> bool:
+    """Whether oneDNN has no kernel for the inputs' gradient."""
+    return dtype == torch.bfloat16 and stride > 1
+
+
+def _loops_over_weights(dtype: torch.dtype, filter_side: int, outputs: int) -> bool:
+    """Whether it has none for the weights' gradient."""
+    return filter_side > (min(3, outputs) if dtype == torch.bfloat16 else outputs)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -178,17 +190,17 @@ class _Depthwise(torch.autograd.Function):
         stride, padding, channels = ctx.stride, ctx.padding, len(weight_C1KK)
         x_gradient_BCHW, weight_gradient_C1KK = None, None
         if ctx.needs_input_grad[0]:
-            dtype = torch.float32 if stride > 1 else x_BCHW.dtype
+            dtype = torch.float32 if _loops_over_inputs(x_BCHW.dtype, stride) else x_BCHW.dtype
             x_gradient_BCHW = conv2d_input(
                 x_BCHW.shape, weight_C1KK.to(dtype), gradient_BCPQ.to(dtype), stride, padding, groups=channels
             ).to(x_BCHW.dtype)
         if ctx.needs_input_grad[1]:
-            if weight_C1KK.shape[-1] <= min(3, *gradient_BCPQ.shape[2:]):  # as quick as it should be
+            if _loops_over_weights(x_BCHW.dtype, weight_C1KK.shape[-1], min(gradient_BCPQ.shape[2:])):
+                weight_gradient_C1KK = _weight_gradient_by_offsets(x_BCHW, weight_C1KK, gradient_BCPQ, stride, padding)
+            else:
                 weight_gradient_C1KK = conv2d_weight(
                     x_BCHW, weight_C1KK.shape, gradient_BCPQ, stride, padding, groups=channels
                 )
-            else:
-                weight_gradient_C1KK = _weight_gradient_by_offsets(x_BCHW, weight_C1KK, gradient_BCPQ, stride, padding)
         return x_gradient_BCHW, weight_gradient_C1KK, None, None
 
 
