@@ -3,7 +3,8 @@
     the rules of thresholds.RULES, simplest first
     shrunk              each label's exact threshold, drawn towards the best single one (planet_dist/shrinkage.py)
     expected-f2         chip by chip the label set of greatest expected F2, labels taken as independent, probabilities
-                        calibrated by the map that does best on rows inside those given that it wasn't fitted on
+                        calibrated by the simplest map that is not behind the best by more than noise, on rows inside
+                        those given that it wasn't fitted on
     expected-f2-rules   likewise, labels taken as true together by the vocabulary's rules; only where it has rules
 
 Suffixes: N samples, C labels.
@@ -50,8 +51,8 @@ class ExpectedF2Rule:
         return ExpectedF2(self.name, tuple(labels), calibration, self.exclusive, self.alone)
 
     def values_taken(self, decision: ExpectedF2) -> int:
-        """How many values a decision of it took from the data: its calibration's, and one for which that is."""
-        return 1 + decision.calibration.fitted
+        """How many values a decision of it took from the data: its calibration's, so that without one it's none."""
+        return decision.calibration.fitted
 
 
 EXPECTED_F2 = ExpectedF2Rule("expected-f2")
@@ -108,7 +109,9 @@ def rule_of(decision: Decision) -> DecisionRule:
 
 
 def best_method(probabilities_NC: Floats, true_NC: Bools) -> Method:
-    """The calibration of least mean squared error on rows that it wasn't fitted on; the first of equals.
+    """The simplest calibration that is not behind the best by more than noise, on rows that it wasn't fitted on.
+
+    Behind by noise is what two standard errors of the mean difference of squared errors, chip by chip, reach.
 
     Args:
         probabilities_NC: float64 (N, C).
@@ -117,11 +120,15 @@ def best_method(probabilities_NC: Floats, true_NC: Bools) -> Method:
     rows = len(true_NC)
     if rows < 2:
         return "none"
-    errors = [
-        float(np.mean((cross_calibrated(method, probabilities_NC, true_NC, min(FOLDS, rows)) - true_NC) ** 2))
-        for method in METHODS
-    ]
-    return METHODS[int(np.argmin(errors))]
+    errors_MN = np.stack(
+        [
+            np.mean((cross_calibrated(method, probabilities_NC, true_NC, min(FOLDS, rows)) - true_NC) ** 2, axis=1)
+            for method in METHODS
+        ]
+    )
+    behind_MN = errors_MN - errors_MN[np.argmin(errors_MN.mean(axis=1))]
+    noise_M = 2.0 * behind_MN.std(axis=1, ddof=1) / np.sqrt(rows)
+    return METHODS[int(np.argmax(behind_MN.mean(axis=1) <= noise_M))]
 
 
 def cross_calibrated(method: Method, probabilities_NC: Floats, true_NC: Bools, folds: int) -> Floats:
