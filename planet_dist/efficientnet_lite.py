@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_weight
 
 # The published file of each network's weights.
 FILE_NAMES = {
@@ -48,6 +48,7 @@ _STAGES = (
 )
 _STEM, _TOP = 32, 1280
 _MANY_CHANNELS = 40  # of 1x1 filters, of inputs and of outputs
+_KERNEL_SIDE = 3  # of the widest depthwise filters for whose gradient oneDNN has a bf16 kernel, of outputs no smaller
 _MODULES = {
     "_conv_stem": "features.stem.conv",
     "_bn0": "features.stem.norm",
@@ -131,13 +132,15 @@ def _dtype_in_training_on_a_cpu(x_BCHW: Tensor) -> torch.dtype | None:
 class PointwiseConv2d(nn.Conv2d):
     """nn.Conv2d with filters of 1x1 and no bias, which trains as the product of matrices that it is.
 
-    Of many channels, the BLAS that torch brings takes 0.6 to 1.0 of the time of oneDNN's float32 convolution on CPUs
-    without AVX-512, gradients above all. Few channels of large maps are left to the latter, which is ahead there.
+    In bf16 the products take under half of the time of oneDNN's convolutions, gradients above all. In float32, of many
+    channels, the BLAS that torch brings takes 0.6 to 1.0 of it on CPUs without AVX-512; few channels of large maps are
+    left to oneDNN, which is ahead there.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, O, H, W), in the dtype that nn.Conv2d would give."""
-        if min(self.weight.shape[:2]) >= _MANY_CHANNELS and _dtype_in_training_on_a_cpu(x_BCHW) == torch.float32:
+        dtype = _dtype_in_training_on_a_cpu(x_BCHW)
+        if dtype == torch.bfloat16 or (dtype == torch.float32 and min(self.weight.shape[:2]) >= _MANY_CHANNELS):
             return F.linear(x_BCHW.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
         return super().forward(x_BCHW)
 
@@ -145,37 +148,24 @@ class PointwiseConv2d(nn.Conv2d):
 class DepthwiseConv2d(nn.Conv2d):
     """nn.Conv2d with one square filter a channel and no bias, whose gradients are quick on a CPU too.
 
-    Three of oneDNN's gradients are plain loops that take 2 to hundreds of times as long as what stands in for them
-    here: in float32, that of filters wider than the output; in bf16, that of filters of 5x5 as well, and that of the
-    inputs of filters that halve. They are over a third of a training step at 64 pixels in float32, and four fifths in
-    bf16.
+    oneDNN's gradients take 2 to hundreds of times as long as what stands in for them here: that of the inputs, always,
+    and those of the weights, plain loops, in float32 where filters are wider than the output, in bf16 where they are
+    wider than 3x3 too.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, P, Q), in the dtype that nn.Conv2d would give."""
-        stride, padding, filter_side = self.stride[0], int(self.padding[0]), self.kernel_size[0]
-        outputs = min((side + 2 * padding - filter_side) // stride + 1 for side in x_BCHW.shape[2:])
         dtype = _dtype_in_training_on_a_cpu(x_BCHW)
-        if dtype in (torch.float32, torch.bfloat16) and (
-            _loops_over_inputs(dtype, stride) or _loops_over_weights(dtype, filter_side, outputs)
-        ):
-            x_BCHW, weight_C1KK = x_BCHW.to(dtype), self.weight.to(dtype)
-            return _Depthwise.apply(x_BCHW, weight_C1KK, stride, padding)  # type: ignore[no-any-return]
-        return super().forward(x_BCHW)
-
-
-def _loops_over_inputs(dtype: torch.dtype, stride: int) -> bool:
-    """Whether oneDNN has no kernel for the inputs' gradient."""
-    return dtype == torch.bfloat16 and stride > 1
-
-
-def _loops_over_weights(dtype: torch.dtype, filter_side: int, outputs: int) -> bool:
-    """Whether it has none for the weights' gradient."""
-    return filter_side > (min(3, outputs) if dtype == torch.bfloat16 else outputs)
+        if dtype not in (torch.float32, torch.bfloat16):
+            return super().forward(x_BCHW)
+        x_BCHW, weight_C1KK = x_BCHW.to(dtype), self.weight.to(dtype)
+        return _Depthwise.apply(  # type: ignore[no-any-return]
+            x_BCHW, weight_C1KK, self.stride[0], int(self.padding[0])
+        )
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution with gradients of our own where oneDNN's are loops."""
+    """A depthwise convolution with gradients of our own."""
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int) -> Tensor:
@@ -187,24 +177,52 @@ class _Depthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_BCPQ: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x_BCHW, weight_C1KK = ctx.saved_tensors
-        stride, padding, channels = ctx.stride, ctx.padding, len(weight_C1KK)
         x_gradient_BCHW, weight_gradient_C1KK = None, None
         if ctx.needs_input_grad[0]:
-            dtype = torch.float32 if _loops_over_inputs(x_BCHW.dtype, stride) else x_BCHW.dtype
-            x_gradient_BCHW = conv2d_input(
-                x_BCHW.shape, weight_C1KK.to(dtype), gradient_BCPQ.to(dtype), stride, padding, groups=channels
-            ).to(x_BCHW.dtype)
+            x_gradient_BCHW = _inputs_gradient(x_BCHW, weight_C1KK, gradient_BCPQ, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[1]:
-            if _loops_over_weights(x_BCHW.dtype, weight_C1KK.shape[-1], min(gradient_BCPQ.shape[2:])):
-                weight_gradient_C1KK = _weight_gradient_by_offsets(x_BCHW, weight_C1KK, gradient_BCPQ, stride, padding)
-            else:
-                weight_gradient_C1KK = conv2d_weight(
-                    x_BCHW, weight_C1KK.shape, gradient_BCPQ, stride, padding, groups=channels
-                )
+            weight_gradient_C1KK = _weights_gradient(x_BCHW, weight_C1KK, gradient_BCPQ, ctx.stride, ctx.padding)
         return x_gradient_BCHW, weight_gradient_C1KK, None, None
 
 
-def _weight_gradient_by_offsets(
+def _inputs_gradient(x_BCHW: Tensor, weight_C1KK: Tensor, gradient_BCPQ: Tensor, stride: int, padding: int) -> Tensor:
+    """A forward convolution, for which oneDNN has kernels of every kind, of the outputs' gradient by turned filters."""
+    side, (outputs_P, outputs_Q) = weight_C1KK.shape[-1], gradient_BCPQ.shape[2:]
+    if stride > 1:
+        # As if outputs had been computed at each place, and most of them left out.
+        places_P, places_Q = (inputs + 2 * padding - side + 1 for inputs in x_BCHW.shape[2:])
+        spread_BPQC = gradient_BCPQ.new_zeros(len(x_BCHW), places_P, places_Q, len(weight_C1KK))
+        spread_BPQC[:, ::stride, ::stride][:, :outputs_P, :outputs_Q] = gradient_BCPQ.permute(0, 2, 3, 1)
+        gradient_BCPQ = spread_BPQC.permute(0, 3, 1, 2)
+    return F.conv2d(gradient_BCPQ, weight_C1KK.flip(2, 3), None, 1, side - 1 - padding, groups=len(weight_C1KK))
+
+
+def _weights_gradient(x_BCHW: Tensor, weight_C1KK: Tensor, gradient_BCPQ: Tensor, stride: int, padding: int) -> Tensor:
+    """By oneDNN where it has a kernel, in bf16 for filters of 3x3, of which wider ones are put together then."""
+    channels, side, outputs = len(weight_C1KK), weight_C1KK.shape[-1], min(gradient_BCPQ.shape[2:])
+    in_bf16 = x_BCHW.dtype == torch.bfloat16
+    if outputs < (min(side, _KERNEL_SIDE) if in_bf16 else side):
+        return _weights_gradient_by_offsets(x_BCHW, weight_C1KK, gradient_BCPQ, stride, padding)
+    if side <= _KERNEL_SIDE or not in_bf16:
+        return conv2d_weight(x_BCHW, weight_C1KK.shape, gradient_BCPQ, stride, padding, groups=channels)
+    x_BCHW = F.pad(x_BCHW, (padding,) * 4)
+    seen_H, seen_W = (stride * (outputs - 1) + _KERNEL_SIDE for outputs in gradient_BCPQ.shape[2:])
+    weight_gradient_C1KK = torch.empty_like(weight_C1KK)
+    # The last one overlaps the one before if it has to.
+    starts = [min(start, side - _KERNEL_SIDE) for start in range(0, side, _KERNEL_SIDE)]
+    for top, left in itertools.product(starts, repeat=2):
+        seen_BCHW = x_BCHW[:, :, top : top + seen_H, left : left + seen_W]
+        weight_gradient_C1KK[:, :, top : top + _KERNEL_SIDE, left : left + _KERNEL_SIDE] = conv2d_weight(
+            seen_BCHW.contiguous(memory_format=torch.channels_last),
+            (channels, 1, _KERNEL_SIDE, _KERNEL_SIDE),
+            gradient_BCPQ,
+            stride,
+            groups=channels,
+        )
+    return weight_gradient_C1KK
+
+
+def _weights_gradient_by_offsets(
     x_BCHW: Tensor, weight_C1KK: Tensor, gradient_BCPQ: Tensor, stride: int, padding: int
 ) -> Tensor:
     """For each offset in the filter, one product and its sum."""

@@ -70,7 +70,10 @@ depthwise_cases = pytest.mark.parametrize(
         *((3, 1, 1, sides) for sides in ((1, 1), (2, 2), (2, 3), (4, 4))),
         *((5, 1, 2, sides) for sides in ((1, 1), (2, 3), (4, 4), (5, 7))),
         *((5, 2, padding, sides) for padding in (0, 2) for sides in ((5, 7), (9, 9), (12, 6))),
-        *((3, 2, 0, sides) for sides in ((3, 4), (7, 4))),
+        *((3, 2, 0, sides) for sides in ((3, 4), (7, 4), (8, 9))),
+        *((5, 2, padding, (12, 13)) for padding in (0, 2)),
+        (7, 1, 3, (8, 7)),
+        (7, 1, 0, (9, 10)),
     ],
 )
 
