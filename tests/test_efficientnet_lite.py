@@ -117,21 +117,40 @@ def test_in_bf16_they_are_those_of_torchs_own_in_float32_but_for_rounding(
         assert (our_tensor - theirs).norm() <= 0.01 * theirs.norm()
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (39, 64), (64, 39)])
-def test_a_pointwise_convolution_and_its_gradients_are_torchs_own(inputs: int, outputs: int) -> None:
+def pointwise_answers(inputs: int, outputs: int, *, in_bf16: bool) -> list[list[torch.Tensor]]:
+    """As depthwise_answers."""
     torch.manual_seed(0)
     ours = PointwiseConv2d(inputs, outputs, 1, bias=False)
+    ours.weight.data = ours.weight.bfloat16().float() if in_bf16 else ours.weight.data
+    drawn_BCHW = torch.randn(3, inputs, 4, 5, generator=torch.Generator().manual_seed(1))
     found = []
     for forward in (ours, lambda x: torch.nn.functional.conv2d(x, ours.weight)):
-        x_BCHW = torch.randn(3, inputs, 4, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        x_BCHW = (drawn_BCHW.bfloat16().float() if in_bf16 else drawn_BCHW.clone()).requires_grad_()
         ours.weight.grad = None
-        answer_BOHW = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16 and forward is ours):
+            answer_BOHW = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
         assert answer_BOHW.is_contiguous(memory_format=torch.channels_last)
-        answer_BOHW.sin().sum().backward()
+        answer_BOHW.float().sin().sum().backward()
+        assert x_BCHW.grad is not None and ours.weight.grad is not None
         found.append([answer_BOHW, x_BCHW.grad, ours.weight.grad])
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours(x_BCHW).dtype == torch.bfloat16
+    return found
+
+
+pointwise_cases = pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (39, 64), (64, 39)])
+
+
+@pointwise_cases
+def test_a_pointwise_convolution_and_its_gradients_are_torchs_own(inputs: int, outputs: int) -> None:
+    torch.testing.assert_close(*pointwise_answers(inputs, outputs, in_bf16=False), atol=1e-5, rtol=1e-5)
+
+
+@pointwise_cases
+def test_in_bf16_a_pointwise_convolutions_are_torchs_own_in_float32_but_for_rounding(inputs: int, outputs: int) -> None:
+    ours, torchs = pointwise_answers(inputs, outputs, in_bf16=True)
+    assert [tensor.dtype for tensor in ours] == [torch.bfloat16, torch.float32, torch.float32]
+    for our_tensor, theirs in zip(ours, torchs, strict=True):
+        assert our_tensor.shape == theirs.shape
+        assert (our_tensor - theirs).norm() <= 0.01 * theirs.norm()
 
 
 def test_a_frozen_or_autocast_depthwise_convolution_answers_as_torchs_own() -> None:
