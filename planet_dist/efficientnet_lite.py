@@ -204,7 +204,9 @@ def _weights_gradient(x_BCHW: Tensor, weight_C1KK: Tensor, gradient_BCPQ: Tensor
     if outputs < (min(side, _KERNEL_SIDE) if in_bf16 else side):
         return _weights_gradient_by_offsets(x_BCHW, weight_C1KK, gradient_BCPQ, stride, padding)
     if side <= _KERNEL_SIDE or not in_bf16:
-        return conv2d_weight(x_BCHW, weight_C1KK.shape, gradient_BCPQ, stride, padding, groups=channels)
+        return conv2d_weight(  # type: ignore[no-any-return]
+            x_BCHW, weight_C1KK.shape, gradient_BCPQ, stride, padding, groups=channels
+        )
     x_BCHW = F.pad(x_BCHW, (padding,) * 4)
     seen_H, seen_W = (stride * (outputs - 1) + _KERNEL_SIDE for outputs in gradient_BCPQ.shape[2:])
     weight_gradient_C1KK = torch.empty_like(weight_C1KK)

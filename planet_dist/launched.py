@@ -8,6 +8,7 @@ launcher among its parents, reads what it was told, and stops when the two diffe
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,12 +57,14 @@ def end_with_launcher() -> None:
     """Lets a rank end with the launcher that started it, however that ends, and at once where it has ended already.
 
     The launcher gives each of several ranks a session of its own, and a single one nothing, so that a killed one would
-    leave them training. A run started by hand may outlive its shell.
+    leave them training. A single one is asked to end (planet_dist.stopping), for a launcher doesn't wait for it when it
+    gets a Ctrl-C; several, which could wait for each other forever, are killed. A run started by hand may outlive its
+    shell.
     """
     parent_pid = os.getppid()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if _launcher_arguments(_words(parent_pid)) is not None:
-            die_with_parent(parent_pid)
+            die_with_parent(parent_pid, signal.SIGTERM)
         return
     die_with_parent()
     # An orphan's next parent knows nothing of this script, nor of this module where it was started by -m.

@@ -6,6 +6,7 @@ Each run gets a launcher, and so processes, devices and memory that no earlier r
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,10 @@ def training_command(
 
 
 def run_training(command: Sequence[str], what: str, log: Path | None = None, devices: Sequence[str] = ()) -> None:
-    """Runs a training command to its end; it ends with this process.
+    """Runs a training command to its end.
+
+    When this process ends before, the training is asked to save and to end; a Ctrl-C is the training's too, and what it
+    saves is waited for.
 
     Args:
         what: the run's name in errors.
@@ -68,17 +72,21 @@ def run_training(command: Sequence[str], what: str, log: Path | None = None, dev
     """
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})
     with nullcontext() if log is None else log.open("a") as output:
-        done = subprocess.run(
+        training = subprocess.Popen(
             command,
-            check=False,
             env=environment,
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
-            preexec_fn=partial(die_with_parent, os.getpid()),
+            preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - takes no lock
         )
-    if done.returncode:
+        try:
+            status = training.wait()
+        except KeyboardInterrupt:
+            training.wait()
+            raise
+    if status:
         raise TrainingError(
-            f"{what}: training ended with status {done.returncode}, for the reason "
+            f"{what}: training ended with status {status}, for the reason "
             f"{'printed above' if log is None else f'at the end of {log}'}; "
             "run the same command again to go on from its newest checkpoint"
         )

@@ -70,15 +70,16 @@ def map_in_order(
         ) from error
 
 
-def die_with_parent(parent_pid: int | None = None) -> None:
+def die_with_parent(parent_pid: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
     """Asks Linux to end this process with its parent, however that ends; elsewhere nothing happens.
 
     Args:
         parent_pid: the parent's own account of its id, where it gave one: a parent that ended before this call
             is then noticed too, and this process ends at once.
+        by: the signal that it then gets; one that it handles lets it save first.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
         if parent_pid is not None and os.getppid() != parent_pid:
             os._exit(1)
 

@@ -49,7 +49,7 @@ def test_a_status_other_than_0_is_an_error_that_names_the_run() -> None:
         run_training([sys.executable, "-c", "raise SystemExit(7)"], "member 2")
 
 
-def test_training_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_training_ends_with_the_process_that_started_it_however_that_ends(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     child = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     call = f"run_training([sys.executable, '-c', {child!r}], 'x')"
@@ -63,3 +63,44 @@ def test_training_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     assert not psutil.wait_procs([trainer], timeout=20)[1]
+
+
+SAVES = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def save(number, frame):
+    time.sleep(0.6)  # longer than what subprocess.run allows after a Ctrl-C
+    (folder / "saved").write_text(signal.Signals(number).name)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
+(folder / "begun").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("asked_by", ["SIGTERM", "SIGINT"])
+def test_training_may_save_when_the_process_that_started_it_is_asked_to_end(tmp_path: Path, asked_by: str) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SAVES)
+    call = f"run_training([sys.executable, {str(script)!r}, {str(tmp_path)!r}], 'x')"
+    code = f"import sys; from planet_dist.launching import run_training; {call}"
+    parent = subprocess.Popen(
+        # Tests that run in the background of a shell script ignore Ctrl-C, and so would their children.
+        ["env", "--default-signal=INT", sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.02)
+    [trainer] = psutil.Process(parent.pid).children()
+    if asked_by == "SIGINT":
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    else:
+        parent.terminate()
+    parent.wait()
+    assert not psutil.wait_procs([trainer], timeout=20)[1]
+    assert (tmp_path / "saved").read_text() == asked_by

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +91,37 @@ def test_the_time_of_training_is_logged_by_activity(finished: tuple[Path, str]) 
     assert min(spent("wait"), spent("compute"), spent("exchange"), spent("decode")) > 0
     assert spent("copy") < 0.1 * seconds  # nothing is copied on a CPU
     assert all(16 / line["images_per_second"] > 1e-3 for line in lines)  # no step is read in no time
+
+
+@pytest.mark.parametrize(("how", "reason"), [("Ctrl-C", "SIGINT"), ("launcher killed", "SIGTERM")])
+def test_a_single_process_saves_though_its_launcher_is_gone(
+    dataset: Dataset, tmp_path: Path, how: str, reason: str
+) -> None:
+    run = tmp_path / "alone"
+    # Tests that run in the background of a shell script ignore Ctrl-C, and so would their children.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", "launch/one_cpu.yaml"]
+    launcher = subprocess.Popen(
+        [*command, "planet_dist/train.py", *words(dataset, run)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step-00000006").exists():
+        assert time.monotonic() < deadline and launcher.poll() is None
+        time.sleep(0.005)
+    ranks = psutil.Process(launcher.pid).children()
+    if how == "Ctrl-C":
+        os.killpg(launcher.pid, signal.SIGINT)
+    else:
+        launcher.kill()
+    launcher.wait()
+    assert not psutil.wait_procs(ranks, timeout=20)[1], "it outlives its launcher"
+    stopped = json.loads((run / "stopped.json").read_text())
+    assert stopped["reason"] == reason
+    assert (run / "checkpoints" / f"step-{stopped['step']:08d}").exists()
 
 
 def test_a_run_asked_to_end_in_an_epoch_and_killed_twice_in_the_next_ends_with_the_same_bytes(
