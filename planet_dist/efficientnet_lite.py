@@ -141,7 +141,9 @@ class PointwiseConv2d(nn.Conv2d):
         """(B, O, H, W), in the dtype that nn.Conv2d would give."""
         dtype = _dtype_in_training_on_a_cpu(x_BCHW)
         if dtype == torch.bfloat16 or (dtype == torch.float32 and min(self.weight.shape[:2]) >= _MANY_CHANNELS):
-            return F.linear(x_BCHW.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
+            # By way of channels last, the layout of the weights while they train, which DDP wants of gradients too.
+            weight_OI = self.weight.permute(0, 2, 3, 1).flatten(1)
+            return F.linear(x_BCHW.permute(0, 2, 3, 1), weight_OI).permute(0, 3, 1, 2)
         return super().forward(x_BCHW)
 
 

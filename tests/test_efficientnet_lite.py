@@ -153,6 +153,17 @@ def test_in_bf16_a_pointwise_convolutions_are_torchs_own_in_float32_but_for_roun
         assert (our_tensor - theirs).norm() <= 0.01 * theirs.norm()
 
 
+@pytest.mark.parametrize("in_bf16", [True, False])
+def test_gradients_lie_in_memory_as_their_weights_do_so_that_ddp_need_not_complain(in_bf16: bool) -> None:
+    network = EfficientNetLite(NAME).to(memory_format=torch.channels_last)
+    images_BCHW = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        logits_BC = network(images_BCHW)
+    logits_BC.float().sum().backward()
+    strides = {name: (weight.stride(), weight.grad.stride()) for name, weight in network.named_parameters()}
+    assert {name: pair for name, pair in strides.items() if pair[0] != pair[1]} == {}
+
+
 def test_a_frozen_or_autocast_depthwise_convolution_answers_as_torchs_own() -> None:
     ours = DepthwiseConv2d(4, 4, 5, 1, 2, groups=4, bias=False)
     x_BCHW = torch.randn(2, 4, 2, 2, requires_grad=True)
