@@ -3,8 +3,8 @@
     python benchmarks/cpu_step.py
 
 Four processes of one thread each take a step, forward and backward, by turns: with torch's convolutions alone; with
-our gradients of depthwise filters; with 1x1 filters as products of matrices too; and with freed memory kept beside. In bf16 where the CPU has kernels for it, as launch files ask. Medians of the rounds;
-docs/decisions.md says why.
+our gradients of depthwise filters; with 1x1 filters as products of matrices too; and with freed memory kept beside. In
+bf16 where the CPU has kernels for it, as launch files ask. Medians of the rounds; docs/decisions.md says why.
 """
 
 from __future__ import annotations
