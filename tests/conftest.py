@@ -29,6 +29,8 @@ SLOW = (
 )
 REPOSITORY = Path(__file__).parent.parent
 CHIPS = 120
+# Begins a command that a test interrupts: tests in the background of a shell script ignore Ctrl-C, and so would it.
+HEARS_CTRL_C = ("env", "--default-signal=INT")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

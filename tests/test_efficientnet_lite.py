@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from planet_dist.backbones import build_backbone, fetch_weights, load_weights, weights_path
 from planet_dist.config import ModelConfig
@@ -78,31 +80,39 @@ depthwise_cases = pytest.mark.parametrize(
 )
 
 
-def depthwise_answers(
-    kernel: int, stride: int, padding: int, sides: tuple[int, int], *, in_bf16: bool
+def answers(
+    kind: type[nn.Conv2d], *sizes: int, groups: int = 1, sides: tuple[int, int], in_bf16: bool
 ) -> list[list[torch.Tensor]]:
     """Ours, then torch's in float32: the answer, and the gradients of inputs and weights."""
     torch.manual_seed(0)
-    ours = DepthwiseConv2d(6, 6, kernel, stride, padding, groups=6, bias=False)
+    ours = kind(*sizes, groups=groups, bias=False)
     ours.weight.data = ours.weight.bfloat16().float() if in_bf16 else ours.weight.data
-    drawn_BCHW = torch.randn(3, 6, *sides, generator=torch.Generator().manual_seed(1))
+    drawn_BCHW = torch.randn(3, ours.in_channels, *sides, generator=torch.Generator().manual_seed(1))
     found = []
-    for forward in (ours, lambda x: torch.nn.functional.conv2d(x, ours.weight, None, stride, padding, groups=6)):
+    for forward in (ours, partial(nn.Conv2d.forward, ours)):
         x_BCHW = (drawn_BCHW.bfloat16().float() if in_bf16 else drawn_BCHW.clone()).requires_grad_()
         ours.weight.grad = None
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16 and forward is ours):
             answer_BCPQ = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
+        assert answer_BCPQ.is_contiguous(memory_format=torch.channels_last)
         answer_BCPQ.float().sin().sum().backward()
         assert x_BCHW.grad is not None and ours.weight.grad is not None
         found.append([answer_BCPQ, x_BCHW.grad, ours.weight.grad])
     return found
 
 
+def same_but_for_rounding(ours: list[torch.Tensor], torchs: list[torch.Tensor]) -> None:
+    assert [tensor.dtype for tensor in ours] == [torch.bfloat16, torch.float32, torch.float32]
+    for our_tensor, theirs in zip(ours, torchs, strict=True):
+        assert our_tensor.shape == theirs.shape
+        assert (our_tensor - theirs).norm() <= 0.01 * theirs.norm()
+
+
 @depthwise_cases
 def test_gradients_of_a_depthwise_convolution_are_those_of_torchs_own(
     kernel: int, stride: int, padding: int, sides: tuple[int, int]
 ) -> None:
-    found = depthwise_answers(kernel, stride, padding, sides, in_bf16=False)
+    found = answers(DepthwiseConv2d, 6, 6, kernel, stride, padding, groups=6, sides=sides, in_bf16=False)
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
@@ -110,30 +120,7 @@ def test_gradients_of_a_depthwise_convolution_are_those_of_torchs_own(
 def test_in_bf16_they_are_those_of_torchs_own_in_float32_but_for_rounding(
     kernel: int, stride: int, padding: int, sides: tuple[int, int]
 ) -> None:
-    ours, torchs = depthwise_answers(kernel, stride, padding, sides, in_bf16=True)
-    assert [tensor.dtype for tensor in ours] == [torch.bfloat16, torch.float32, torch.float32]
-    for our_tensor, theirs in zip(ours, torchs, strict=True):
-        assert our_tensor.shape == theirs.shape
-        assert (our_tensor - theirs).norm() <= 0.01 * theirs.norm()
-
-
-def pointwise_answers(inputs: int, outputs: int, *, in_bf16: bool) -> list[list[torch.Tensor]]:
-    """As depthwise_answers."""
-    torch.manual_seed(0)
-    ours = PointwiseConv2d(inputs, outputs, 1, bias=False)
-    ours.weight.data = ours.weight.bfloat16().float() if in_bf16 else ours.weight.data
-    drawn_BCHW = torch.randn(3, inputs, 4, 5, generator=torch.Generator().manual_seed(1))
-    found = []
-    for forward in (ours, lambda x: torch.nn.functional.conv2d(x, ours.weight)):
-        x_BCHW = (drawn_BCHW.bfloat16().float() if in_bf16 else drawn_BCHW.clone()).requires_grad_()
-        ours.weight.grad = None
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16 and forward is ours):
-            answer_BOHW = forward(x_BCHW.contiguous(memory_format=torch.channels_last))
-        assert answer_BOHW.is_contiguous(memory_format=torch.channels_last)
-        answer_BOHW.float().sin().sum().backward()
-        assert x_BCHW.grad is not None and ours.weight.grad is not None
-        found.append([answer_BOHW, x_BCHW.grad, ours.weight.grad])
-    return found
+    same_but_for_rounding(*answers(DepthwiseConv2d, 6, 6, kernel, stride, padding, groups=6, sides=sides, in_bf16=True))
 
 
 pointwise_cases = pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (39, 64), (64, 39)])
@@ -141,16 +128,13 @@ pointwise_cases = pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (39,
 
 @pointwise_cases
 def test_a_pointwise_convolution_and_its_gradients_are_torchs_own(inputs: int, outputs: int) -> None:
-    torch.testing.assert_close(*pointwise_answers(inputs, outputs, in_bf16=False), atol=1e-5, rtol=1e-5)
+    found = answers(PointwiseConv2d, inputs, outputs, 1, sides=(4, 5), in_bf16=False)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 @pointwise_cases
 def test_in_bf16_a_pointwise_convolutions_are_torchs_own_in_float32_but_for_rounding(inputs: int, outputs: int) -> None:
-    ours, torchs = pointwise_answers(inputs, outputs, in_bf16=True)
-    assert [tensor.dtype for tensor in ours] == [torch.bfloat16, torch.float32, torch.float32]
-    for our_tensor, theirs in zip(ours, torchs, strict=True):
-        assert our_tensor.shape == theirs.shape
-        assert (our_tensor - theirs).norm() <= 0.01 * theirs.norm()
+    same_but_for_rounding(*answers(PointwiseConv2d, inputs, outputs, 1, sides=(4, 5), in_bf16=True))
 
 
 @pytest.mark.parametrize("in_bf16", [True, False])

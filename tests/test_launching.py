@@ -16,7 +16,7 @@ from planet_dist import launching
 from planet_dist.launched import read_launch
 from planet_dist.launching import default_launch_file, run_training, training_command
 from shards.errors import ConfigError, TrainingError
-from tests.conftest import REPOSITORY
+from tests.conftest import HEARS_CTRL_C, REPOSITORY
 
 
 def test_the_command_is_one_that_a_run_reads_its_launch_from() -> None:
@@ -86,8 +86,7 @@ def test_training_may_save_when_the_process_that_started_it_is_asked_to_end(tmp_
     call = f"run_training([sys.executable, {str(script)!r}, {str(tmp_path)!r}], 'x')"
     code = f"import sys; from planet_dist.launching import run_training; {call}"
     parent = subprocess.Popen(
-        # Tests that run in the background of a shell script ignore Ctrl-C, and so would their children.
-        ["env", "--default-signal=INT", sys.executable, "-c", code],
+        [*HEARS_CTRL_C, sys.executable, "-c", code],
         cwd=REPOSITORY,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -19,6 +19,7 @@ from PIL import Image
 
 from shards.cli import ByteSize, main
 from shards.labels import PLANET
+from tests.conftest import HEARS_CTRL_C
 
 Run = Callable[..., Result]
 
@@ -178,8 +179,7 @@ def test_ctrl_c_exits_with_130_and_says_that_the_build_can_be_continued(tmp_path
         os.link(images / "a.jpg", images / f"a{number}.jpg")
     arguments = ["--images", str(images), "--unlabelled", "--out", str(tmp_path / "out"), "--workers", "1"]
     command = [sys.executable, "-m", "shards.cli", "build", *arguments]
-    # Tests that run in the background of a shell script ignore Ctrl-C, and so would their children.
-    build = subprocess.Popen(["env", "--default-signal=INT", *command], stderr=subprocess.PIPE, text=True)
+    build = subprocess.Popen([*HEARS_CTRL_C, *command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 20
     while not (tmp_path / "out" / ".build" / "chips-000000.tar").exists() and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -18,7 +18,7 @@ import pytest
 from planet_dist.bundle import Bundle
 from planet_dist.host_cache import HostCache
 from shards.reader import Dataset
-from tests.conftest import REPOSITORY, launch
+from tests.conftest import HEARS_CTRL_C, REPOSITORY, launch
 
 SMALL = [
     "data.split=tail:30",
@@ -98,11 +98,9 @@ def test_a_single_process_saves_though_its_launcher_is_gone(
     dataset: Dataset, tmp_path: Path, how: str, reason: str
 ) -> None:
     run = tmp_path / "alone"
-    # Tests that run in the background of a shell script ignore Ctrl-C, and so would their children.
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", "launch/one_cpu.yaml"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/one_cpu.yaml"]
     launcher = subprocess.Popen(
-        [*command, "planet_dist/train.py", *words(dataset, run)],
+        [*HEARS_CTRL_C, *command, "planet_dist/train.py", *words(dataset, run)],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
