@@ -127,9 +127,16 @@ class Preprocess:
 
     def at(self, size: int) -> Preprocess:
         """The same for another size of the output, in pixels; 0 for that of the chips themselves."""
-        data = self._data.model_copy(update={"size": size})
+        return self._with(self._data.model_copy(update={"size": size}), self._augment)
+
+    def plain(self) -> Preprocess:
+        """The same, but training chips are mirrored and turned by quarters alone."""
+        augment = self._augment
+        return self._with(self._data, AugmentConfig(flip=augment.flip, quarter_turns=augment.quarter_turns))
+
+    def _with(self, data: DataConfig, augment: AugmentConfig) -> Preprocess:
         return Preprocess(
-            data, self._form, self._mean, self._std, augment=self._augment, seed=self._seed, device=self._device
+            data, self._form, self._mean, self._std, augment=augment, seed=self._seed, device=self._device
         )
 
     def train(self, images_BHWC: Tensor, ids_B: NDArray[np.int64], epoch: int) -> Tensor:

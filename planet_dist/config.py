@@ -186,6 +186,8 @@ class PhaseConfig(_Section):
         warmup_epochs: over which the learning rate grows linearly from zero.
         clip_norm: largest norm of the whole gradient; 0 does not clip.
         ema_decay: of the moving average of the weights that is evaluated and kept; 0 keeps none.
+        plain_epochs: the last ones, in which chips are mirrored and turned by quarters, where `augment` says so, and
+            left as they are otherwise, so that the network ends on chips like those that it is judged on.
         norm_chips: training chips, evenly spread, on which the weights that are kept have their batch-norm statistics
             measured anew after the last epoch (planet_dist.norms); 0 keeps those that followed along.
     """
@@ -203,7 +205,14 @@ class PhaseConfig(_Section):
     warmup_epochs: float = Field(0.0, ge=0)
     clip_norm: float = Field(0.0, ge=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
+    plain_epochs: int = Field(0, ge=0)
     norm_chips: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _plain_epochs_are_of_the_phase(self) -> PhaseConfig:
+        if self.plain_epochs > self.epochs:
+            raise ValueError(f"plain_epochs {self.plain_epochs} are more than the {self.epochs} epochs of the phase")
+        return self
 
 
 class EvaluateConfig(_Section):

@@ -127,6 +127,7 @@ class Learner:
             )
         self.phase, self.model, self.loss = phase, model, loss
         self.preprocess = preprocess.at(phase.size) if phase.size else preprocess
+        self._plain, self._plain_from = self.preprocess.plain(), (phase.epochs - phase.plain_epochs) * steps_per_epoch
         self.accelerator, self.steps_per_epoch, self.seed = accelerator, steps_per_epoch, seed
         set_trainable(model, phase.trains)
         self.average = MovingAverage(model, phase.ema_decay) if phase.ema_decay else None
@@ -166,6 +167,7 @@ class Learner:
             group["lr"] = rate
         torch.manual_seed(self._step_seed(batch))
         self.wrapped.train()
+        preprocess = self.preprocess if done_steps < self._plain_from else self._plain
         # DDP averages the ranks' gradients: a sum over a rank's samples, times ranks / batch_length, becomes the
         # mean over the global batch, however many samples each rank has.
         weight = ranks / batch_length
@@ -174,8 +176,8 @@ class Learner:
         for number, (images_BHWC, ids_B, targets_BC) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                images_BCHW = self.preprocess.train(images_BHWC, ids_B, batch.epoch)
-                images_BCHW, soft_BC = self.preprocess.mix(images_BCHW, targets_BC, ids_B, batch.epoch)
+                images_BCHW = preprocess.train(images_BHWC, ids_B, batch.epoch)
+                images_BCHW, soft_BC = preprocess.mix(images_BCHW, targets_BC, ids_B, batch.epoch)
                 logits_BC = self.wrapped(images_BCHW)
                 loss_B = self.loss(logits_BC, soft_BC, batch_length)
                 objective = loss_B.sum() * weight
