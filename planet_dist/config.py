@@ -384,6 +384,8 @@ def _item(items: list[Any], part: str, override: str) -> Any:
 
 def _explain(fault: Any) -> str:
     at = ".".join(str(part) for part in fault["loc"]) or "(top)"
+    if fault["type"] == "value_error":  # of a validator here, which names what is wrong itself
+        return f"{at}: {fault['ctx']['error']}"
     if fault["type"] != "extra_forbidden":
         return f"{at}: {fault['msg']}" + ("" if fault["type"] == "missing" else f", not {fault['input']!r}")
     section: Any = Config

@@ -337,3 +337,19 @@ def test_another_size_differs_in_nothing_else() -> None:
         assert found.side == expected.side == (size or 24)
         assert torch.equal(found.train(chips_BHWC, ids_B, 2), expected.train(chips_BHWC, ids_B, 2))
         assert torch.equal(found.evaluate(chips_BHWC), expected.evaluate(chips_BHWC))
+
+
+def test_plain_chips_are_mirrored_and_turned_by_quarters_alone() -> None:
+    chips_BHWC, ids_B = make_chips(64, 24), np.arange(64)
+    augment = EVERYTHING.model_copy(update={"cutmix": 0.5, "mixup": 0.5})
+    plain = preprocess(24, size=16, augment=augment, seed=4).plain()
+    found_BCHW = plain.train(chips_BHWC, ids_B, 2)
+    views_8BCHW = torch.stack(list(views(plain.evaluate(chips_BHWC), 8)))
+    is_view_8B = (views_8BCHW == found_BCHW).all(4).all(3).all(2)
+    assert is_view_8B.any(0).all()
+    assert is_view_8B.any(1).all(), "every symmetry occurs"
+    targets_BC = torch.eye(64)
+    mixed_BCHW, soft_BC = plain.mix(found_BCHW, targets_BC, ids_B, 2)
+    assert torch.equal(mixed_BCHW, found_BCHW) and torch.equal(soft_BC, targets_BC)
+    still = preprocess(24, augment=AugmentConfig(scale=0.2), seed=4).plain()
+    assert torch.equal(still.train(chips_BHWC, ids_B, 2), still.evaluate(chips_BHWC)), "where it asked for neither"

@@ -45,6 +45,7 @@ def test_a_recipe_may_be_a_file_of_the_users_own(tmp_path: Path) -> None:
         ("optimiser.x=1", r"optimiser: unknown key.*valid: description, seed, data"),
         ("seed=-1", r"seed: Input should be greater than or equal to 0, not -1"),
         ("data.normalise=half", r"data\.normalise: .*'dataset'.*'imagenet'.*'per-chip'.*not 'half'"),
+        ("phases.0.plain_epochs=99", r"phases\.0: plain_epochs 99 are more than the \d+ epochs of the phase"),
         ("phases.1.epochs=2", r"'1' is not the place of one of 1 item"),
         ("phases.epochs=2", r"name a key of one item, for instance phases\.0"),
         ("seed", r"give section\.key=value"),

@@ -79,6 +79,22 @@ def test_a_step_follows_the_mean_loss_plus_the_penalty_once(accelerator: Acceler
         assert torch.allclose(weight, expected, atol=1e-6, rtol=0), name
 
 
+def test_the_last_epochs_of_a_phase_take_plain_chips(accelerator: Accelerator) -> None:
+    flips = AugmentConfig(flip=True)
+    more = AugmentConfig(flip=True, shift=0.3, scale=0.4, mixup=0.5)
+
+    def stepped(done_steps: int, augment: AugmentConfig, **phase: int) -> Weights:
+        learner = make_learner(accelerator, augment=augment, **phase)  # of 4 epochs of 10 steps
+        take(learner, make_batch(done_steps // 10, done_steps % 10), done_steps, CHIPS)
+        return weights(learner)
+
+    for done_steps, alike in ((29, more), (30, flips), (39, flips)):
+        found = stepped(done_steps, more, plain_epochs=1)
+        assert not changes(found, stepped(done_steps, alike)), done_steps
+    assert changes(stepped(30, more), stepped(30, flips))
+    assert not changes(stepped(0, more, plain_epochs=4), stepped(0, flips))
+
+
 def test_more_parts_than_chips_are_as_good_as_one(accelerator: Accelerator) -> None:
     found = {}
     for accumulate in (1, 6):
