@@ -59,6 +59,7 @@ def test_ranks_share_the_samples_out_without_overlap(dataset: Path, monkeypatch:
     assert sorted(seen) == sorted(Dataset(dataset).keys(range(12)))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where one core has to do for both workers
 def test_loader_workers_share_the_samples_out_without_overlap(dataset: Path) -> None:
     from torch.utils.data import DataLoader
 
