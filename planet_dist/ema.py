@@ -38,7 +38,11 @@ class MovingAverage:
                 floats.append((mine, theirs))
             else:
                 mine.copy_(theirs)
-        mine_N = [a for a, _ in floats]
-        steps_N = torch._foreach_sub([b for _, b in floats], mine_N)
+        mine_N, theirs_N = [a for a, _ in floats], [b for _, b in floats]
+        if share.device.type == "cpu":
+            torch._foreach_lerp_(mine_N, theirs_N, float(weight))  # in a third of the time of what follows
+            return
+        # A device's share is not known on the host without waiting for it, and lerp takes no tensor for all.
+        steps_N = torch._foreach_sub(theirs_N, mine_N)
         torch._foreach_mul_(steps_N, weight)
         torch._foreach_add_(mine_N, steps_N)
