@@ -28,10 +28,11 @@ def assemble(config: Config, data: Data, device: torch.device, weights: dict[str
     """Makes the parts of a run; the random weights follow from the seed.
 
     Args:
-        weights: of a checkpoint's network, in place of those that the recipe starts from.
+        weights: of a checkpoint's network, or of that of the run which this one starts from, in place of those that
+            the recipe starts from.
 
     Raises:
-        ConfigError: the configuration doesn't fit the chips, or its weights cannot be had.
+        ConfigError: the configuration doesn't fit the chips, or its weights cannot be had or don't fit its network.
     """
     manifest = data.dataset.manifest
     preprocess = Preprocess(
@@ -45,14 +46,21 @@ def assemble(config: Config, data: Data, device: torch.device, weights: dict[str
     )
     torch.manual_seed(config.seed)
     model = build_model(
-        config.model,
+        config.model if weights is None and not config.model.starts_from_run else config.model.without_weights(),
         len(data.labels),
         manifest.image.bands,
         preprocess.side,
         manifest.image.band_order,
     )
     if weights is not None:
-        model.load_state_dict(weights)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            faults = [line.strip(" \t.") for line in str(error).splitlines()[1:]]
+            raise ConfigError(
+                f"model.weights {config.model.weights}: they are another network's ({faults[0]}, the first of "
+                f"{len(faults)} faults); give this run the [model] and data.size of that one"
+            ) from error
     trained_NC = data.targets_NC[data.split.train_ids].astype(np.int64)
     loss = build_loss(
         config.loss,

@@ -102,8 +102,9 @@ class ModelConfig(_Section):
             L2).
         head: what follows a torchvision backbone: "linear", "paper1" (pooling and three dense layers) or
             "paper2" (global average pooling, 512 units, ReLU).
-        weights: of a network that is none of the first three: "none", "imagenet", or a path to a .pth or
-            .safetensors file.
+        weights: "none" (random ones); of a network that is none of the first three, "imagenet", or the path of a .pth
+            or .safetensors file; of any network, the folder of a finished run of the same dataset, whose network this
+            run goes on with (planet_dist.lineage).
     """
 
     name: str
@@ -114,6 +115,20 @@ class ModelConfig(_Section):
     l2: float = Field(0.0, ge=0)
     head: Literal["linear", "paper1", "paper2"] = "linear"
     weights: str = "none"
+
+    @property
+    def starts_from_run(self) -> bool:
+        """Whether `weights` names a finished run."""
+        return self.weights not in ("none", "imagenet") and Path(self.weights).suffix not in (".pth", ".safetensors")
+
+    @property
+    def stated_weights(self) -> str:
+        """`weights`, but for a finished run's, which may lie elsewhere later."""
+        return "a run's" if self.starts_from_run else self.weights
+
+    def without_weights(self) -> ModelConfig:
+        """The same network, from random weights."""
+        return self.model_copy(update={"weights": "none"})
 
     @model_validator(mode="after")
     def _stochastic_depth_is_a_probability(self) -> ModelConfig:

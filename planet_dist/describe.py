@@ -65,8 +65,7 @@ def describe(
     Raises:
         ConfigError: the network cannot be built, or a phase names a module that it lacks.
     """
-    plain = config.model.model_copy(update={"weights": "none"})
-    model = build_model(plain, labels, bands, size, band_order).to("meta").eval()
+    model = build_model(config.model.without_weights(), labels, bands, size, band_order).to("meta").eval()
     shown = _leaves(model) if every else _blocks(model)
     outputs = _outputs(model, shown, bands, size)
     trained: dict[str, list[int]] = {name: [] for name in shown}

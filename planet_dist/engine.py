@@ -42,6 +42,7 @@ from planet_dist.evaluate import Independent, Logits, evaluate
 from planet_dist.judge import conclude, validate, weighted_labels
 from planet_dist.launched import asked_precision
 from planet_dist.learner import Learner, NonFiniteError, StepResult
+from planet_dist.lineage import NO_LINEAGE, Lineage
 from planet_dist.liveness import Watch
 from planet_dist.models import count_parameters
 from planet_dist.norms import LARGEST_BATCH, measure_norms, spread
@@ -53,23 +54,19 @@ from planet_dist.runfolder import JsonLines, RunFolder
 from planet_dist.stopping import Wish, Wishes
 from planet_dist.stopwatch import Stopwatch
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads, open_caches
-from planet_dist.teacher import Teacher
 from planet_dist.traces import Trace
 from planet_dist.tracking import Tracker, tracking_mode
 from planet_dist.tracking_names import results
 from shards.errors import TrainingError
 
 
-def run_identity(
-    config: Config, data: Data, accelerator: Accelerator, teacher: Teacher | None = None
-) -> dict[str, Any]:
+def run_identity(config: Config, data: Data, accelerator: Accelerator, lineage: Lineage = NO_LINEAGE) -> dict[str, Any]:
     """What a checkpoint may only be resumed with. How the run is watched and on what it runs may change."""
     settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description", "teacher"})
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches", "cache")}
+    settings["model"]["weights"] = config.model.stated_weights
     identity = {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
-    if teacher:
-        identity["teacher"] = teacher.stated()
-    return identity | ({"groups": data.groups_digest} if data.groups_digest else {})
+    return identity | lineage.stated() | ({"groups": data.groups_digest} if data.groups_digest else {})
 
 
 class Stopped(Exception):
@@ -104,7 +101,7 @@ class Trainer:
     Args:
         checkpoint: to go on from, or None.
         watch: that hears how far this rank has come.
-        teacher: to learn from beside the labels.
+        lineage: to start from, and to learn from beside the labels.
         profile_steps: that each rank writes a trace of; it changes nothing else.
     """
 
@@ -118,12 +115,12 @@ class Trainer:
         checkpoint: Checkpoint | None,
         watch: Watch,
         *,
-        teacher: Teacher | None = None,
+        lineage: Lineage = NO_LINEAGE,
         profile_steps: int = 0,
     ) -> None:
         self.config, self.data, self.run, self.tracker, self.accelerator = config, data, run, tracker, accelerator
-        self.checkpoint, self.watch, self.teacher = checkpoint, watch, teacher
-        parts = assemble(config, data, accelerator.device, checkpoint.model if checkpoint else None)
+        self.checkpoint, self.watch, self.lineage = checkpoint, watch, lineage
+        parts = assemble(config, data, accelerator.device, checkpoint.model if checkpoint else lineage.weights)
         self.preprocess, self.model, self.loss = parts.preprocess, parts.model, parts.loss
         self.plans = [data.plan(config, phase) for phase in config.phases]
         state = checkpoint.state if checkpoint else None
@@ -172,7 +169,7 @@ class Trainer:
             return None
         self.run.hold()
         mark_best(self.run.checkpoints, weights.parent.name)  # a kill may have come between a save and its mark
-        evaluation = conclude(self.config, self.data, self.run, logits, weights, self.teacher)
+        evaluation = conclude(self.config, self.data, self.run, logits, weights, self.lineage)
         self.tracker.conclude(results(evaluation.to_json()), self.run.bundle)
         warn_of_failure(lambda: write_final_report(self.run, self.data.dataset), self.progress.warn)
         return evaluation
@@ -183,12 +180,13 @@ class Trainer:
 
         Its answers count as training time, in the first step's.
         """
-        if self.teacher is None:
+        teacher = self.lineage.teacher
+        if teacher is None:
             return self.data.targets_NC
-        ids_N, network = self.data.split.train_ids, self.teacher.network
+        ids_N, network = self.data.split.train_ids, teacher.network
         self.progress.note(f"the teacher, {self.config.teacher.run}, first answers {len(ids_N):,} chips")
-        answers = self._infer(network.model, self.teacher.independent, network.preprocess, ids_N, 1, "the teacher")
-        return self.teacher.soften(self.data.targets_NC, answers)
+        answers = self._infer(network.model, teacher.independent, network.preprocess, ids_N, 1, "the teacher")
+        return teacher.soften(self.data.targets_NC, answers)
 
     def _train_phase(self, number: int, position: Position) -> None:
         phase, plan = self.config.phases[number], self.plans[number]
@@ -367,7 +365,7 @@ class Trainer:
                 metrics_bytes=self.metrics.size(),
                 best=self.best,
                 scaler=scaler.state_dict() if scaler is not None else None,
-                run=run_identity(self.config, self.data, self.accelerator, self.teacher),
+                run=run_identity(self.config, self.data, self.accelerator, self.lineage),
                 tracker_id=self.tracker.run_id,
                 versions={name: version(name) for name in LIBRARIES},
             )

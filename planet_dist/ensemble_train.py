@@ -31,6 +31,7 @@ from planet_dist.config import ensemble_recipe_paths, load_config
 from planet_dist.ensemble import RARE_SHARE, combine_runs
 from planet_dist.ensemble_scores import EnsembleEvaluation
 from planet_dist.launching import run_training, training_command, visible_devices
+from planet_dist.lineage import START, TEACHER
 from planet_dist.out_of_fold import Splits
 from planet_dist.runfolder import RunFolder
 from planet_dist.stack_choice import LEAST_FOLDS
@@ -49,11 +50,13 @@ class MemberRecipe(_Section):
         overrides: what is changed in it, "section.key=value".
         teacher: the name of an earlier member (member_names), which teaches this one: over folds, each fold's run of
             it that fold's. None for "".
+        starts_from: the name of an earlier member, with whose network this one goes on, likewise.
     """
 
     recipe: str
     overrides: tuple[str, ...] = ()
     teacher: str = ""
+    starts_from: str = ""
 
 
 class EnsembleRecipe(_Section):
@@ -84,13 +87,13 @@ class PlannedMember:
         run: its folder.
         command: the words that train it.
         finished: it has a bundle, and its configuration is the planned one.
-        teacher: the run that has to be finished before this one begins.
+        needs: the runs that have to be finished before this one begins: its teacher's, and that which it starts from.
     """
 
     run: Path
     command: list[str]
     finished: bool
-    teacher: Path | None = None
+    needs: tuple[Path, ...] = ()
 
 
 def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:
@@ -100,8 +103,8 @@ def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:
         recipe: the name of one of ensemble_recipe_paths(), or the path of a TOML file.
 
     Raises:
-        ConfigError: there is none of that name, an unknown key, a value that its key does not take, or a teacher that
-            is no earlier member.
+        ConfigError: there is none of that name, an unknown key, a value that its key does not take, or a teacher, or
+            a member to start from, that is no earlier member.
     """
     known = ensemble_recipe_paths()
     path = known.get(recipe, Path(recipe))
@@ -122,11 +125,13 @@ def load_ensemble_recipe(recipe: str) -> EnsembleRecipe:
         raise ConfigError("\n".join([f"ensemble recipe {path}:", *lines, valid])) from error
     names = member_names(ensemble)
     for i, member in enumerate(ensemble.members):
-        if member.teacher and member.teacher not in names[:i]:
-            earlier = f"those before it are {', '.join(names[:i])}" if i else "none is before it"
-            raise ConfigError(
-                f"ensemble recipe {path}: members.{i}.teacher: {member.teacher!r} is no earlier member; {earlier}"
-            )
+        for key in ("teacher", "starts_from"):
+            named = getattr(member, key)
+            if named and named not in names[:i]:
+                earlier = f"those before it are {', '.join(names[:i])}" if i else "none is before it"
+                raise ConfigError(
+                    f"ensemble recipe {path}: members.{i}.{key}: {named!r} is no earlier member; {earlier}"
+                )
     return ensemble
 
 
@@ -228,7 +233,8 @@ def plan_members(
     Raises:
         ConfigError: a member's configuration cannot be used, or the members would validate on different chips.
         DatasetError: the dataset cannot be opened.
-        RunError: a member was trained with another configuration, on another dataset, or by another teacher.
+        RunError: a member was trained with another configuration, on another dataset, or by another teacher, or from
+            another network.
     """
     kind = "kfold-grouped" if grouped else "kfold"
     planned: list[PlannedMember] = []
@@ -241,17 +247,19 @@ def plan_members(
         trainings = []
         for fold in range(max(folds, 1)):
             part = f"fold-{fold}" if folds else ""
-            run, teacher = members / names[i] / part, members / member.teacher / part if member.teacher else None
             of_fold = [*words, f"data.split={kind}:{folds}/{fold}"] if folds else list(words)
-            of_fold += [f"teacher.run={json.dumps(str(teacher))}"] if teacher else []
-            config = load_config(member.recipe, of_fold)
-            trainings.append((config, run, teacher, training_command(member.recipe, data, run, of_fold, launch_file)))
+            named = {"teacher.run": member.teacher, "model.weights": member.starts_from}
+            earlier = {key: members / name / part for key, name in named.items() if name}
+            of_fold += [f"{key}={json.dumps(str(run))}" for key, run in earlier.items()]
+            config, run = load_config(member.recipe, of_fold), members / names[i] / part
+            command = training_command(member.recipe, data, run, of_fold, launch_file)
+            trainings.append((config, run, tuple(earlier.values()), command))
         opened = splits.of(config)
-        for of_run, run, teacher, command in trainings:
+        for of_run, run, needs, command in trainings:
             finished = RunFolder(run).is_finished(of_run, opened.dataset.digest)
-            if finished and teacher:
-                _check_taught(run, teacher)
-            planned.append(PlannedMember(run, command, finished, teacher))
+            if finished:
+                _check_lineage(run, needs)
+            planned.append(PlannedMember(run, command, finished, needs))
         val_ids_N = opened.split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):
             raise ConfigError(
@@ -262,16 +270,18 @@ def plan_members(
     return planned
 
 
-def _check_taught(run: Path, teacher: Path) -> None:
-    """Refuses a finished run that learned from another network than the one that now is in its teacher's place."""
-    if not _has_bundle(RunFolder(teacher)):
-        return
-    sha256 = read_description(RunFolder(teacher).bundle).members[0].sha256
-    if sha256 not in read_description(RunFolder(run).bundle).members[0].protocol.get("teacher", ""):
-        raise RunError(
-            f"{run}: learned from another network than that of {teacher} (sha256 {sha256[:12]}); give another --out, "
-            "or remove that folder"
-        )
+def _check_lineage(run: Path, needs: Sequence[Path]) -> None:
+    """Refuses a finished run that learned or started from another network than the one that now is in its place."""
+    for earlier in needs:
+        if not _has_bundle(RunFolder(earlier)):
+            continue
+        sha256 = read_description(RunFolder(earlier).bundle).members[0].sha256
+        protocol = read_description(RunFolder(run).bundle).members[0].protocol
+        if not any(sha256 in protocol.get(key, "") for key in (START, TEACHER)):
+            raise RunError(
+                f"{run}: learned or started from another network than that of {earlier} (sha256 {sha256[:12]}); give "
+                "another --out, or remove that folder"
+            )
 
 
 def member_names(ensemble: EnsembleRecipe) -> list[str]:
@@ -309,8 +319,8 @@ def train_members(
 ) -> None:
     """Trains the members that are not finished.
 
-    One that another teaches begins once that one has ended. When one fails no other begins, and those that train
-    already go on to their ends before the failure is raised.
+    One that another teaches, or that goes on from another, begins once that one has ended. When one fails no other
+    begins, and those that train already go on to their ends before the failure is raised.
 
     Args:
         at_once: members that train side by side. Each then has as many of the GPUs as the others, and writes what it
@@ -338,10 +348,11 @@ def train_members(
                 what, member = waiting.get_nowait()
             except queue.Empty:
                 return
-            # A teacher stands before those that it teaches: another thread has it, or it's finished.
-            while member.teacher and not ended[member.teacher].wait(timeout=1):
-                if failed.is_set():
-                    return
+            # What it needs stands before it: another thread has it, or it's finished.
+            for earlier in member.needs:
+                while not ended[earlier].wait(timeout=1):
+                    if failed.is_set():
+                        return
             log = member.run.with_name(f"{member.run.name}.log") if at_once > 1 else None
             try:
                 note(what if log is None else f"{what}: {log}")

@@ -160,7 +160,7 @@ class Scorer:
             config.data, manifest.image.pixels, manifest.mean, manifest.std, device=self.device
         )
         # the weights come from the checkpoint, never from where training began
-        network = config.model.model_copy(update={"weights": "none"})
+        network = config.model.without_weights()
         image = manifest.image
         model = build_model(network, len(manifest.labels), image.bands, self.preprocess.side, image.band_order)
         model.load_state_dict(checkpoint.model if checkpoint.ema is None else checkpoint.ema)

@@ -20,11 +20,11 @@ from planet_dist.data import Data
 from planet_dist.decision import Decision, write_decision
 from planet_dist.decision_rules import THRESHOLD_RULES, rules_for
 from planet_dist.evaluate import Logits
+from planet_dist.lineage import NO_LINEAGE, Lineage
 from planet_dist.losses import competing_groups
 from planet_dist.metrics import Bools, accuracy, cross_entropy_of_logits, mean_f2, probabilities
 from planet_dist.predictions import write_predictions
 from planet_dist.runfolder import RunFolder
-from planet_dist.teacher import Teacher
 from planet_dist.thresholds import decide, fit_single
 from shards.errors import TrainingError
 from shards.schema import write_whole
@@ -82,13 +82,13 @@ def validate(
 
 
 def conclude(
-    config: Config, data: Data, run: RunFolder, logits: Logits, weights: Path, teacher: Teacher | None = None
+    config: Config, data: Data, run: RunFolder, logits: Logits, weights: Path, lineage: Lineage = NO_LINEAGE
 ) -> Evaluation:
     """Judges the rules on the validation chips' logits, and writes evaluation/ and bundle/.
 
     Args:
         logits: of the model in `weights`, a safetensors file.
-        teacher: that the model learned from.
+        lineage: that the model came from and learned from.
     """
     targets_NC = data.targets_NC[logits.ids_N]
     speaks_C = weighted_labels(config.loss, data.labels)
@@ -101,7 +101,7 @@ def conclude(
     write_decision(run.evaluation / "thresholds.json", evaluation.chosen)
     scores = own_scores(evaluation, speaks_C)
     write_whole(run.evaluation / "metrics.json", (json.dumps(scores, indent=1) + "\n").encode())
-    protocol = _protocol(config, data, teacher)
+    protocol = _protocol(config, data, lineage)
     bundle = _bundle(config, data, run.root.resolve().name, weights, speaks_C, evaluation.chosen, scores, protocol)
     write_bundle(run.bundle, bundle, [weights])
     return evaluation
@@ -162,7 +162,7 @@ def _bundle(
     )
 
 
-def _protocol(config: Config, data: Data, teacher: Teacher | None) -> dict[str, str]:
+def _protocol(config: Config, data: Data, lineage: Lineage) -> dict[str, str]:
     """How a run trained, for the model card: what a reader asks first; no path and no name of a machine."""
     phases = [
         f"{phase.epochs} epochs of {phase.trains}, {phase.optimizer} at {phase.learning_rate:g} ({phase.schedule}), "
@@ -178,8 +178,8 @@ def _protocol(config: Config, data: Data, teacher: Teacher | None) -> dict[str, 
         **({"groups of related chips": f"sha256 {data.groups_digest}"} if data.groups_digest else {}),
         "training": "; then ".join(phases),
         "loss": config.loss.name,
-        **({"teacher": teacher.stated()} if teacher else {}),
         "augmentation": ", ".join(changes) or "none",
         "best checkpoint by": config.evaluate.best_by,
         "seed": str(config.seed),
+        **lineage.stated(),
     }

@@ -189,9 +189,10 @@ class RunFolder:
 def settings(config: Config) -> dict[str, Any]:
     """What a run comes to by, as plain JSON: its configuration without how it is watched and on what it runs.
 
-    Of a teacher, whether there is one; where it lies may change.
+    Of a teacher, and of a run that it starts from, whether there is one; where it lies may change.
     """
     found = config.model_dump(mode="json", exclude=_WATCHING)
+    found["model"]["weights"] = config.model.stated_weights
     found["teacher"] = {"weight": config.teacher.weight} if config.teacher.run else None
     return found
 

@@ -171,10 +171,10 @@ def ensemble_jobs(
 
 
 def _stages(ensemble: EnsembleRecipe, folds: int) -> list[range]:
-    """The tasks of the members, in their order, cut where one is taught by another of the same stage."""
+    """The tasks of the members, in their order, cut where one needs another of the same stage."""
     starts, names = [0], member_names(ensemble)
     for i, member in enumerate(ensemble.members):
-        if member.teacher in names[starts[-1] : i]:
+        if {member.teacher, member.starts_from} & set(names[starts[-1] : i]):
             starts.append(i)
     of_each = max(folds, 1)
     ends = [*starts[1:], len(ensemble.members)]

@@ -90,10 +90,10 @@ def train(
     from planet_dist.ending import failure_told, show_finished, show_stopped
     from planet_dist.engine import Stopped, Trainer, run_identity
     from planet_dist.launched import check_launch, end_with_launcher, find_launch, make_accelerator
+    from planet_dist.lineage import open_lineage
     from planet_dist.liveness import Watch
     from planet_dist.provenance import describe_start
     from planet_dist.runfolder import RunFolder
-    from planet_dist.teacher import open_teacher
     from planet_dist.tracking import Tracker
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|torch")
@@ -109,8 +109,8 @@ def train(
     )
     leave_compiler_out()
     data = open_data(config, data_location)
-    teacher = open_teacher(config, data, accelerator.device)
-    checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator, teacher))
+    lineage = open_lineage(config, data, accelerator.device)
+    checkpoint = run.checkpoint(resume, run_identity(config, data, accelerator, lineage))
     if accelerator.is_main_process:
         run.create(config, describe_start(recipe, data_location, accelerator))
     accelerator.wait_for_everyone()
@@ -124,7 +124,7 @@ def train(
         tracker = Tracker(accelerator, config, run, name=f"{recipe}-{out.name}", run_id=run_id)
         try:
             parts = (config, data, run, tracker, accelerator, checkpoint, watch)
-            trainer = Trainer(*parts, teacher=teacher, profile_steps=profile_steps)
+            trainer = Trainer(*parts, lineage=lineage, profile_steps=profile_steps)
             evaluation = trainer.train()
         except Stopped as stopped:
             if accelerator.is_main_process:

@@ -53,6 +53,7 @@ LAYERS = [
     {"bundle_files", "onnx_decision"},
     {"bundle", "compare", "ending", "ensemble_scores", "figures"},
     {"report_figures", "teacher"},
+    {"lineage"},
     {"judge"},
     {"onnx_network", "predict_files", "predict_inputs", "report"},
     {"onnx_export", "predict_parts"},

@@ -78,26 +78,26 @@ def test_a_failure_lets_the_others_end_and_begins_none(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_gpus")
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_a_member_begins_once_its_teacher_has_ended(tmp_path: Path, at_once: int) -> None:
+def test_a_member_begins_once_what_it_needs_has_ended(tmp_path: Path, at_once: int) -> None:
     slow, other, taught = (tmp_path / name for name in ("slow", "other", "taught"))
     needs = "import pathlib, sys\nassert pathlib.Path(sys.argv[2], 'bundle', 'bundle.json').exists()\n"
     members = [member(slow, f"import time\ntime.sleep(1.5)\n{BUNDLE}"), member(other, BUNDLE)]
-    members.append(replace(member(taught, f"{needs}{BUNDLE}", slow), teacher=slow))
+    members.append(replace(member(taught, f"{needs}{BUNDLE}", slow), needs=(slow,)))
     train_members(members, at_once=at_once)
     assert (taught / "bundle" / "bundle.json").exists()
 
 
 @pytest.mark.usefixtures("no_gpus")
-def test_a_member_whose_teacher_failed_never_begins(tmp_path: Path) -> None:
+def test_a_member_that_needs_one_that_failed_never_begins(tmp_path: Path) -> None:
     members = [member(tmp_path / "teacher", "import time\ntime.sleep(1)\nraise SystemExit(3)")]
-    members.append(replace(member(tmp_path / "taught", BUNDLE), teacher=tmp_path / "teacher"))
+    members.append(replace(member(tmp_path / "taught", BUNDLE), needs=(tmp_path / "teacher",)))
     with pytest.raises(TrainingError, match=r"member 1 of 2, .*status 3"):
         train_members(members, at_once=2)
     assert not (tmp_path / "taught").exists()
 
 
-TAUGHT = """
-description = "a network and another that it teaches"
+PAIR = """
+description = "a network and another that comes from it"
 rule = "mean"
 [[members]]
 recipe = "small-resnet-32"
@@ -105,38 +105,43 @@ overrides = ["model.width=8"]
 [[members]]
 recipe = "small-resnet-32"
 overrides = ["model.width=16"]
-teacher = "{teacher}"
+{key} = "{name}"
 """
 
 
-def test_each_fold_of_a_member_is_taught_by_its_teacher_s_run_of_that_fold(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "option", "stated"),
+    [("teacher", "teacher.run", "teacher"), ("starts_from", "model.weights", "starts from")],
+)
+def test_each_fold_of_a_member_comes_from_the_run_of_that_fold(
+    key: str, option: str, stated: str, dataset: Dataset, tmp_path: Path
+) -> None:
     recipe, out = tmp_path / "pair.toml", tmp_path / "out"
-    recipe.write_text(TAUGHT.format(teacher="0-small-resnet-32"))
+    recipe.write_text(PAIR.format(key=key, name="0-small-resnet-32"))
     plan = partial(plan_members, load_ensemble_recipe(str(recipe)), dataset.root, out, (), Path("x.yaml"), folds=3)
     members = plan()
-    teachers = [out / "members" / "0-small-resnet-32" / f"fold-{fold}" for fold in range(3)]
-    assert [member.teacher for member in members] == [None, None, None, *teachers]
-    assert [f"teacher.run={json.dumps(str(teacher))}" in " ".join(members[3].command) for teacher in teachers] == [
+    earlier = [out / "members" / "0-small-resnet-32" / f"fold-{fold}" for fold in range(3)]
+    assert [member.needs for member in members] == [(), (), (), *((run,) for run in earlier)]
+    assert [f"{option}={json.dumps(str(run))}" in " ".join(members[3].command) for run in earlier] == [
         True, False, False,
     ]  # fmt: skip
-    # Finished, but taught by another network than the one that now is there.
+    # Finished, but come from another network than the one that now is there.
     for place in (0, 3):
         run = members[place].run
         words = members[place].command[members[place].command.index("auto") + 1 :]
-        made_fold_run(
-            run, dataset, place, "kfold:3/0", protocol={"teacher": "weights of sha256 0123, 0.5 of the targets"}
-        )
+        made_fold_run(run, dataset, place, "kfold:3/0", protocol={stated: "something of sha256 0123"})
         (run / "config.toml").write_text(load_config("small-resnet-32", words).to_toml())
-    with pytest.raises(RunError, match=r"1-small-resnet-32/fold-0: learned from another network than that of .*fold-0"):
+    with pytest.raises(RunError, match=r"1-small-resnet-32/fold-0: learned or started from another network than that"):
         plan()
     shutil.rmtree(members[0].run)
     assert [member.finished for member in plan()] == [False, False, False, True, False, False]
 
 
-def test_a_teacher_that_is_no_earlier_member_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["teacher", "starts_from"])
+def test_what_a_member_comes_from_is_an_earlier_one(key: str, tmp_path: Path) -> None:
     recipe = tmp_path / "pair.toml"
-    recipe.write_text(TAUGHT.format(teacher="1-small-resnet-32"))
-    with pytest.raises(ConfigError, match=r"members.1.teacher: '1-small.*' is no earlier member; .* 0-small-resnet-32"):
+    recipe.write_text(PAIR.format(key=key, name="1-small-resnet-32"))
+    with pytest.raises(ConfigError, match=rf"members.1.{key}: '1-small.*' is no earlier member; .* 0-small-resnet-32"):
         load_ensemble_recipe(str(recipe))
 
 
