@@ -33,7 +33,7 @@ from planet_dist.ensemble_scores import EnsembleEvaluation
 from planet_dist.launching import run_training, training_command, visible_devices
 from planet_dist.lineage import START, TEACHER
 from planet_dist.out_of_fold import Splits
-from planet_dist.runfolder import RunFolder
+from planet_dist.runfolder import RunFolder, settings
 from planet_dist.stack_choice import LEAST_FOLDS
 from shards.errors import ConfigError, RunError
 
@@ -231,13 +231,15 @@ def plan_members(
         One for each member, or one for each member and fold, member by member.
 
     Raises:
-        ConfigError: a member's configuration cannot be used, or the members would validate on different chips.
+        ConfigError: a member's configuration cannot be used or is another's, or the members would validate on different
+            chips.
         DatasetError: the dataset cannot be opened.
         RunError: a member was trained with another configuration, on another dataset, or by another teacher, or from
             another network.
     """
     kind = "kfold-grouped" if grouped else "kfold"
     planned: list[PlannedMember] = []
+    alike: dict[str, int] = {}
     first_ids = None
     splits = Splits(data)
     names, members = member_names(ensemble), out / "members"
@@ -254,6 +256,13 @@ def plan_members(
             config, run = load_config(member.recipe, of_fold), members / names[i] / part
             command = training_command(member.recipe, data, run, of_fold, launch_file)
             trainings.append((config, run, tuple(earlier.values()), command))
+        told = json.dumps(settings(config))
+        if told in alike:
+            raise ConfigError(
+                f"member {i} ({member.recipe}) is configured as member {alike[told]} is, where what they come from may "
+                "differ; they could not be told apart when they are combined: give one another seed"
+            )
+        alike[told] = i
         opened = splits.of(config)
         for of_run, run, needs, command in trainings:
             finished = RunFolder(run).is_finished(of_run, opened.dataset.digest)
