@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from planet_dist.augment import Preprocess
-from planet_dist.config import Config
+from planet_dist.config import Config, ModelConfig
 from planet_dist.data import Data
 from planet_dist.losses import Loss, build_loss
 from planet_dist.models import Network, build_model
@@ -45,22 +45,18 @@ def assemble(config: Config, data: Data, device: torch.device, weights: dict[str
         device=device,
     )
     torch.manual_seed(config.seed)
+    assert weights is not None or not config.model.starts_from_run, config.model.weights
     model = build_model(
-        config.model if weights is None and not config.model.starts_from_run else config.model.without_weights(),
+        config.model if weights is None else config.model.without_weights(),
         len(data.labels),
         manifest.image.bands,
         preprocess.side,
         manifest.image.band_order,
     )
     if weights is not None:
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            faults = [line.strip(" \t.") for line in str(error).splitlines()[1:]]
-            raise ConfigError(
-                f"model.weights {config.model.weights}: they are another network's ({faults[0]}, the first of "
-                f"{len(faults)} faults); give this run the [model] and data.size of that one"
-            ) from error
+        if config.model.starts_from_run:
+            _require_same_network(model, weights, config.model)
+        model.load_state_dict(weights)
     trained_NC = data.targets_NC[data.split.train_ids].astype(np.int64)
     loss = build_loss(
         config.loss,
@@ -75,6 +71,19 @@ def assemble(config: Config, data: Data, device: torch.device, weights: dict[str
         if phase.size:
             _require_size(model, preprocess.at(phase.size), f"phases.{number}.size {phase.size}", config.model.name)
     return Parts(preprocess, model, loss.to(device))
+
+
+def _require_same_network(model: Network, weights: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    """Refuses weights of a run whose network is another one."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    faults = [name for name in wanted | given if wanted.get(name) != given.get(name)]
+    if faults:
+        first, kinds = faults[0], [shapes.get(faults[0], "missing") for shapes in (given, wanted)]
+        raise ConfigError(
+            f"model.weights {config.weights}: another network's than this {config.name} ({first} is {kinds[0]}, not "
+            f"{kinds[1]}; {len(faults)} such faults); give this run the [model] and data.size of that one"
+        )
 
 
 def _require_size(model: Network, preprocess: Preprocess, what: str, name: str) -> None:

@@ -217,7 +217,7 @@ def _ready(
     image = description.image
     preprocess = Preprocess(data, image.pixels, member.mean, member.std, device=device)
     # The weights come from here, never from where training began.
-    config = member.model.model_copy(update={"weights": "none"})
+    config = member.model.without_weights()
     model = build_model(config, len(description.labels), image.bands, preprocess.side, image.band_order)
     try:
         model.load_state_dict(weights)

@@ -106,8 +106,21 @@ def _protocols(description: Description) -> list[Section]:
     """One for each member; of a recipe's folds, which are trained alike, the first stands for all."""
     if description.stacking is None:
         return [_protocol(member) for member in description.members]
-    members = [description.members[places[0]] for places in description.stacking.members]
-    return [_protocol(member.model_copy(update={"name": f"{member.name} and its others"})) for member in members]
+    recipes = [[description.members[place] for place in places] for places in description.stacking.members]
+    return [_protocol(_of_folds(folds)) for folds in recipes]
+
+
+def _of_folds(members: list[Member]) -> Member:
+    """The first one, with a word where the others' protocols differ."""
+    first = members[0]
+    protocol = {
+        what: value
+        if all(one.protocol.get(what) == value for one in members)
+        else f"{value}; the others have their own"
+        for what, value in first.protocol.items()
+    }
+    standing: Member = first.model_copy(update={"name": f"{first.name} and its others", "protocol": protocol})
+    return standing
 
 
 def _protocol(member: Member) -> Section:

@@ -20,6 +20,7 @@ from planet_dist.device_cache import MOST_OF_FREE
 from planet_dist.doctor_findings import Finding, Report
 from planet_dist.doctor_machine import gibibytes
 from planet_dist.doctor_speed import PhaseSpeed, evaluate_speed, loader_speed, phase_speed, run_seconds
+from planet_dist.lineage import open_lineage
 from planet_dist.models import count_parameters
 from planet_dist.stream import PlannedSteps, Step, decode_threads
 from shards.pixels import PixelFormat
@@ -58,10 +59,11 @@ def whole_run(config: Config, data: Data, out: Path, accelerator: Accelerator) -
 
     Raises:
         ConfigError: the recipe fits neither the chips nor the ranks.
+        RunError: a run that it would come from cannot be had (planet_dist.lineage).
         TrainingError: a loss or gradient that is not finite.
     """
     findings = [_recipe(config, data)]
-    parts = assemble(config, data, accelerator.device)
+    parts = assemble(config, data, accelerator.device, open_lineage(config, data, accelerator.device).weights)
     findings += _room(config, data.dataset, out, parts)
     plan = data.plan(config, config.phases[0])
     ranks = accelerator.num_processes

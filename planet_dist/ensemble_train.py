@@ -199,12 +199,27 @@ def member_words(ensemble: EnsembleRecipe, overrides: Sequence[str], folds: int 
     words = [[*ensemble.shared, *member.overrides, *overrides] for member in ensemble.members]
     if not folds:
         return words
+    _require_different(ensemble, words)
     given = [word for word in overrides if word.startswith("data.split=")]
     if given:
         raise ConfigError(f"{given[0]}: --folds {folds} splits the chips already; leave one of them out")
     first = load_config(ensemble.members[0].recipe, words[0])
     seed = first.seed if first.data.split_seed < 0 else first.data.split_seed
     return [[f"data.split_seed={seed}", "evaluate.best_by=last", *some] for some in words]
+
+
+def _require_different(ensemble: EnsembleRecipe, words: Sequence[Sequence[str]]) -> None:
+    """Refuses members whose runs over folds could not be told apart when they are combined."""
+    alike: dict[str, int] = {}
+    for i, (member, own) in enumerate(zip(ensemble.members, words, strict=True)):
+        # Which members it comes from shows in no run's configuration, whether it comes from one does.
+        told = json.dumps([settings(load_config(member.recipe, own)), bool(member.teacher), bool(member.starts_from)])
+        if told in alike:
+            raise ConfigError(
+                f"member {i} ({member.recipe}) is configured as member {alike[told]} is, and their runs could not be "
+                "told apart; give one another seed (a seed on the command line is every member's)"
+            )
+        alike[told] = i
 
 
 def plan_members(
@@ -231,15 +246,13 @@ def plan_members(
         One for each member, or one for each member and fold, member by member.
 
     Raises:
-        ConfigError: a member's configuration cannot be used or is another's, or the members would validate on different
-            chips.
+        ConfigError: a member's configuration cannot be used, or the members would validate on different chips.
         DatasetError: the dataset cannot be opened.
         RunError: a member was trained with another configuration, on another dataset, or by another teacher, or from
             another network.
     """
     kind = "kfold-grouped" if grouped else "kfold"
     planned: list[PlannedMember] = []
-    alike: dict[str, int] = {}
     first_ids = None
     splits = Splits(data)
     names, members = member_names(ensemble), out / "members"
@@ -255,38 +268,32 @@ def plan_members(
             of_fold += [f"{key}={json.dumps(str(run))}" for key, run in earlier.items()]
             config, run = load_config(member.recipe, of_fold), members / names[i] / part
             command = training_command(member.recipe, data, run, of_fold, launch_file)
-            trainings.append((config, run, tuple(earlier.values()), command))
-        told = json.dumps(settings(config))
-        if told in alike:
-            raise ConfigError(
-                f"member {i} ({member.recipe}) is configured as member {alike[told]} is, where what they come from may "
-                "differ; they could not be told apart when they are combined: give one another seed"
-            )
-        alike[told] = i
+            trainings.append((config, run, earlier, command))
         opened = splits.of(config)
-        for of_run, run, needs, command in trainings:
+        for of_run, run, earlier, command in trainings:
             finished = RunFolder(run).is_finished(of_run, opened.dataset.digest)
             if finished:
-                _check_lineage(run, needs)
-            planned.append(PlannedMember(run, command, finished, needs))
+                _check_lineage(run, earlier)
+            planned.append(PlannedMember(run, command, finished, tuple(earlier.values())))
         val_ids_N = opened.split.val_ids
         if first_ids is not None and not np.array_equal(np.sort(val_ids_N), first_ids):
             raise ConfigError(
                 f"member {i} ({member.recipe}): data.split={config.data.split} with seed={config.seed} holds out other "
-                "chips than that of member 0, and members are judged on the same; use tail:N, or one seed for all"
+                "chips than that of member 0, and members are judged on the same; use tail:N, or one seed or "
+                "data.split_seed for all"
             )
         first_ids = np.sort(val_ids_N)
     return planned
 
 
-def _check_lineage(run: Path, needs: Sequence[Path]) -> None:
+def _check_lineage(run: Path, needs: dict[str, Path]) -> None:
     """Refuses a finished run that learned or started from another network than the one that now is in its place."""
-    for earlier in needs:
+    for key, earlier in needs.items():
         if not _has_bundle(RunFolder(earlier)):
             continue
         sha256 = read_description(RunFolder(earlier).bundle).members[0].sha256
         protocol = read_description(RunFolder(run).bundle).members[0].protocol
-        if not any(sha256 in protocol.get(key, "") for key in (START, TEACHER)):
+        if sha256 not in protocol.get({"teacher.run": TEACHER, "model.weights": START}[key], ""):
             raise RunError(
                 f"{run}: learned or started from another network than that of {earlier} (sha256 {sha256[:12]}); give "
                 "another --out, or remove that folder"

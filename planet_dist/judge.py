@@ -20,7 +20,7 @@ from planet_dist.data import Data
 from planet_dist.decision import Decision, write_decision
 from planet_dist.decision_rules import THRESHOLD_RULES, rules_for
 from planet_dist.evaluate import Logits
-from planet_dist.lineage import NO_LINEAGE, Lineage
+from planet_dist.lineage import NO_LINEAGE, ORIGINS, START, Lineage
 from planet_dist.losses import competing_groups
 from planet_dist.metrics import Bools, accuracy, cross_entropy_of_logits, mean_f2, probabilities
 from planet_dist.predictions import write_predictions
@@ -136,7 +136,7 @@ def _bundle(
         name=name,
         weights="model.safetensors",
         sha256=file_sha256(weights),
-        model=config.model,
+        model=config.model.model_copy(update={"weights": config.model.stated_weights}),  # without a path
         size=config.data.size,
         normalise=config.data.normalise,
         mean=manifest.mean,
@@ -170,9 +170,8 @@ def _protocol(config: Config, data: Data, lineage: Lineage) -> dict[str, str]:
         for phase in config.phases
     ]
     changes = [f"{name}={value}" for name, value in config.augment.model_dump().items() if value]
-    start = config.model.weights if config.model.weights in ("none", "imagenet") else "a file's"
     return {
-        "starts from": "random weights" if start == "none" else f"{start} weights",
+        START: ORIGINS.get(config.model.weights, "a file's weights"),
         "split": f"{config.data.split}, {len(data.split.train_ids):,} chips to train on and "
         f"{len(data.split.val_ids):,} to validate",
         **({"groups of related chips": f"sha256 {data.groups_digest}"} if data.groups_digest else {}),

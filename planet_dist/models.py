@@ -109,8 +109,8 @@ def _build(config: ModelConfig, labels: int, bands: int, size: int, band_order: 
         return _pretrainable(config, labels, size, _named_bands(bands, band_order))
     if config.weights != "none":
         raise ConfigError(
-            f"model.weights {config.weights!r}: {config.name} always starts from random weights; "
-            "set it to none or choose a torchvision backbone"
+            f"model.weights {config.weights!r}: {config.name} starts from random weights, or from a finished run; "
+            "set it to none or the folder of one, or choose a torchvision backbone"
         )
     smallest = _SMALLEST_SIZE[config.name]
     if size < smallest:

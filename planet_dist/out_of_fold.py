@@ -174,7 +174,10 @@ def _check_folds(recipe: Recipe) -> None:
         by_fold[run.split.fold].append(str(run.root))
     doubled = [roots for roots in by_fold.values() if len(roots) > 1]
     if doubled:
-        raise RunError(f"{', '.join(doubled[0])}: trained alike on one fold; give each fold of a recipe once")
+        raise RunError(
+            f"{', '.join(doubled[0])}: trained alike on one fold; give each fold of a recipe once, "
+            "or train those that come from other networks with another seed"
+        )
     missing = [str(fold) for fold, roots in by_fold.items() if not roots]
     if missing:
         raise RunError(

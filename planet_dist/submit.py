@@ -136,7 +136,7 @@ def ensemble_jobs(
 ) -> list[Job]:
     """An array of a job for each member, on each fold, and the job that combines them.
 
-    Members that others teach have an array before that of those others.
+    Members that others learn or start from have an array before that of those others.
 
     Args:
         recipe: an ensemble's name, or the path of a TOML file.

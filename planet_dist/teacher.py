@@ -34,11 +34,13 @@ class Teacher:
         network: on the student's device, with its own preprocessing.
         sha256: of its weights.
         weight: of its answers in the targets.
+        kept: how its epoch was chosen, where chips had a say in it that the student holds out (planet_dist.lineage).
     """
 
     network: Ready
     sha256: str
     weight: float
+    kept: str = ""
 
     @property
     def independent(self) -> Independent:
@@ -47,7 +49,7 @@ class Teacher:
 
     def stated(self) -> str:
         """Which network it is, and what it has to say, for a bundle's protocol."""
-        return f"weights of sha256 {self.sha256}, {self.weight:g} of the targets"
+        return f"weights of sha256 {self.sha256}{self.kept}, {self.weight:g} of the targets"
 
     def soften(self, targets_NC: NDArray[np.uint8], answers: Logits) -> NDArray[np.float32]:
         """The targets of all chips, those that it answered to moved towards its answers: float32 (N, C).

@@ -31,7 +31,7 @@ from planet_dist.config import Config, TrackingConfig
 from planet_dist.data import Data
 from planet_dist.display import displayed
 from planet_dist.git_state import git_state
-from planet_dist.runfolder import RunFolder
+from planet_dist.runfolder import RunFolder, settings
 from planet_dist.tracking_log import RunLog, define
 from planet_dist.tracking_names import key_part, key_parts
 from shards.errors import RunError
@@ -106,9 +106,9 @@ def group_of(config: Config) -> str | None:
     fold = re.fullmatch(r"(kfold|kfold-grouped):(\d+)/\d+", config.data.split)
     if config.tracking.group or fold is None:
         return config.tracking.group or None
-    settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description"})
-    del settings["data"]["split"]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    alike = settings(config)
+    del alike["data"]["split"]
+    digest = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
     return f"{config.model.name}-{fold[2]}-{'grouped-' * (fold[1] == 'kfold-grouped')}folds-{digest[:6]}"
 
 

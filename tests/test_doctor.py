@@ -130,6 +130,13 @@ def test_a_recipe_that_does_not_fit_the_chips_is_an_error(dataset: Dataset, over
 
 
 @pytest.mark.usefixtures("one_process")
+def test_a_run_to_start_from_that_is_not_there_is_an_error(dataset: Dataset) -> None:
+    result = run("--data", dataset.root, "--recipe", "small-resnet-32", *SMALL, "model.weights=nowhere")
+    assert result.exit_code == 1
+    assert "model.weights nowhere: not a finished run" in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("step_seconds", [0.0, 1e9])
 def test_a_large_batch_is_extrapolated_and_a_quick_one_measured_whole(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from planet_dist.bundle import Bundle
+from planet_dist.bundle_card import model_card
 from planet_dist.bundle_files import load_bundle, read_description, write_bundle
 from planet_dist.cli import main
 from planet_dist.config import load_config
@@ -102,6 +103,18 @@ def test_the_bundle_answers_by_networks_recipes_and_stack(
     assert (said.rule, said.training_chips, len(said.members)) == ("stacked", 120, 6)
     assert said.training_label_counts == dataset.manifest.label_counts
     assert [member.name for member in said.members[:2]] == ["one fold 0", "one fold 1"]
+
+
+def test_a_recipe_s_protocol_says_where_its_folds_differ(combined: tuple[FoldsEvaluation, Path]) -> None:
+    said, _ = load_bundle(combined[1] / "bundle")
+    members = [
+        member.model_copy(update={"protocol": {"starts from": f"the network of sha256 {place}", "loss": "bce"}})
+        for place, member in enumerate(said.members)
+    ]
+    card = model_card(said.model_copy(update={"members": members}))
+    assert "| starts from | the network of sha256 0; the others have their own |" in card
+    assert "| starts from | the network of sha256 3; the others have their own |" in card
+    assert card.count("| loss | bce |") == 2
 
 
 def test_every_kind_of_stack_comes_back_from_its_bundle(

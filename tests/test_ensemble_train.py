@@ -13,7 +13,13 @@ import pytest
 
 from planet_dist import ensemble_train
 from planet_dist.config import load_config
-from planet_dist.ensemble_train import PlannedMember, load_ensemble_recipe, plan_members, train_members
+from planet_dist.ensemble_train import (
+    PlannedMember,
+    load_ensemble_recipe,
+    member_words,
+    plan_members,
+    train_members,
+)
 from shards.errors import ConfigError, RunError, TrainingError
 from shards.reader import Dataset
 from tests.made_runs import made_fold_run
@@ -137,16 +143,15 @@ def test_each_fold_of_a_member_comes_from_the_run_of_that_fold(
     assert [member.finished for member in plan()] == [False, False, False, True, False, False]
 
 
-def test_members_that_differ_only_in_what_they_come_from_are_refused_before_they_train(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_members_that_differ_only_in_what_they_come_from_are_refused_before_they_train(tmp_path: Path) -> None:
     recipe = tmp_path / "three.toml"
     second = PAIR.format(key="starts_from", name="0-small-resnet-32")
     third = second.rpartition("[[members]]")[2].replace("0-small", "1-small")
     recipe.write_text(f"{second}[[members]]{third}")
     ensemble = load_ensemble_recipe(str(recipe))
     with pytest.raises(ConfigError, match=r"member 2 \(small-.*\) is configured as member 1 is, .*another seed"):
-        plan_members(ensemble, dataset.root, tmp_path / "out", (), Path("x.yaml"), folds=3)
+        member_words(ensemble, (), folds=3)
+    assert len(member_words(ensemble, ())) == 3  # without folds they are told apart by their places
 
 
 @pytest.mark.parametrize("key", ["teacher", "starts_from"])

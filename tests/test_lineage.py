@@ -57,7 +57,10 @@ def test_a_run_starts_from_the_network_of_another_and_says_so(dataset: Dataset, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     sha256 = read_description(earlier / "bundle").members[0].sha256
-    assert read_description(run / "bundle").members[0].protocol["starts from"] == f"the network of sha256 {sha256}"
+    member = read_description(run / "bundle").members[0]
+    assert member.protocol["starts from"] == f"the network of sha256 {sha256}"
+    assert str(earlier) not in (run / "bundle" / "bundle.json").read_text()
+    assert Bundle.load(run / "bundle", device=CPU).members[0].turns == member.turns
 
     config = load_config("small-resnet-32", words)
     data = open_data(config, dataset.root)
@@ -122,12 +125,13 @@ def test_a_run_that_comes_from_another_must_have_held_out_all_that_is_held_out(
     key: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     """What it saw itself says nothing of what the run before it saw, where it looked at fewer chips."""
-    fewer = made_fold_run(tmp_path / "fewer", dataset, 1, "kfold:3/1", words=["data.limit=60"])
+    told = {"starts from": "imagenet weights"}
+    fewer = made_fold_run(tmp_path / "fewer", dataset, 1, "kfold:3/1", words=["data.limit=60"], protocol=told)
     held_out = "tail:60"
     opened(dataset, key, fewer, f"data.split={held_out}")
     told = {"starts from": "the network of sha256 0123"}
     second = made_fold_run(tmp_path / "second", dataset, 1, "kfold:3/1", words=["data.limit=60"], protocol=told)
-    with pytest.raises(PlanetError, match=r"second: comes from another run itself, which may .* \d+ of the chips"):
+    with pytest.raises(PlanetError, match=r"second: has something of another network, which may .* \d+ of the chips"):
         opened(dataset, key, second, f"data.split={held_out}")
 
 
@@ -161,8 +165,40 @@ def test_what_a_run_cannot_come_from_is_refused_by_its_folder(
 
 def test_another_network_than_the_run_s_cannot_go_on_with_its_weights(dataset: Dataset, earlier: Path) -> None:
     config, data = later(dataset, "model.weights", earlier, "model.width=16")
-    with pytest.raises(ConfigError, match=r"model.weights .*fold-1: they are another network's .*give this run the"):
+    with pytest.raises(
+        ConfigError, match=r"fold-1: another network's .*\(4, 3, 3, 3\), not \(8, 3, 3, 3\); .*give this"
+    ):
         assemble(config, data, CPU, open_lineage(config, data, CPU).weights)
+    config, data = later(dataset, "model.weights", earlier, "model.name=paper2-cnn")
+    with pytest.raises(ConfigError, match=r"fold-1: another network's than this paper2-cnn .* missing") as raised:
+        assemble(config, data, CPU, open_lineage(config, data, CPU).weights)
+    assert len(str(raised.value)) < 400 + len(str(earlier))
+
+
+def test_a_run_that_normalised_otherwise_cannot_be_gone_on_with(dataset: Dataset, earlier: Path) -> None:
+    with pytest.raises(
+        PlanetError, match=r"fold-1: its network .* data.normalise=per-chip; give data.normalise=dataset"
+    ):
+        opened(dataset, "model.weights", earlier, "data.normalise=per-chip")
+
+
+def test_a_file_of_a_run_is_refused_for_the_run_says_more(
+    dataset: Dataset, tif_dataset: Dataset, earlier: Path, tmp_path: Path
+) -> None:
+    file = earlier / "bundle" / "model.safetensors"
+    with pytest.raises(PlanetError, match=r"a file of a run of this dataset, .*: model.weights=.*fold-1$"):
+        opened(dataset, "model.weights", file)
+    # What another dataset's run learned tells nothing of these chips, and a file without a run says nothing.
+    assert opened(tif_dataset, "model.weights", file, "data.kind=any") == NO_LINEAGE
+    shutil.copy(file, tmp_path / "copy.safetensors")
+    assert opened(dataset, "model.weights", tmp_path / "copy.safetensors") == NO_LINEAGE
+
+
+@KEYS
+def test_that_held_out_chips_chose_the_earlier_run_s_epoch_is_told(key: str, dataset: Dataset, tmp_path: Path) -> None:
+    chosen = made_fold_run(tmp_path / "chosen", dataset, 1, "kfold:3/1", words=["evaluate.best_by=f2"])
+    (told,) = opened(dataset, key, chosen).stated().values()
+    assert "of the epoch that was best by f2 on chips that are held out here too" in told
 
 
 def test_a_misspelt_kind_of_weights_is_told_of_all_kinds(dataset: Dataset) -> None:

@@ -91,7 +91,8 @@ def test_an_ensemble_is_an_array_of_members_and_folds_then_their_combination(fol
 
 def test_recipes_over_folds_are_an_array_of_all_their_runs(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
-    own.write_text((REPOSITORY / "planet_dist" / "recipes" / "small-resnet-32.toml").read_text())
+    text = (REPOSITORY / "planet_dist" / "recipes" / "small-resnet-32.toml").read_text()
+    own.write_text(f"seed = 1\n{text}")
     recipes = ["--recipes", f"small-resnet-32,{own}", "--folds", "4", "--data", "DATASET", "--out", "DIR"]
     members, combined = shown("ensemble", *recipes, "--grouped", "evaluate.turns=1")
     here = Path.cwd()
@@ -109,6 +110,14 @@ def test_members_that_others_teach_are_an_array_before_theirs(tmp_path: Path) ->
     assert "--array=0-3" in teachers and not [word for word in teachers if word.startswith("--dependency")]
     assert "--array=4-7" in students and "--dependency=afterok:JOB" in students
     assert "--combine" in combined and "--dependency=afterok:JOB" in combined
+
+
+def test_members_that_start_from_others_are_arrays_one_after_the_other() -> None:
+    chain = ["--recipe", "best-32-lites", "--folds", "4", "--data", "DATASET", "--out", "DIR"]
+    *stages, _combined = shown("ensemble", *chain)
+    arrays = [word for stage in stages for word in stage if word.startswith("--array=")]
+    assert arrays == ["--array=0-3", "--array=4-7", "--array=8-11", "--array=12-19"]
+    assert [any(word.startswith("--dependency") for word in stage) for stage in stages] == [False, True, True, True]
 
 
 def test_a_dataset_is_an_array_of_parts_then_their_publication() -> None:

@@ -286,6 +286,8 @@ def test_the_folds_of_one_cross_validation_are_grouped_and_no_others() -> None:
     assert group_of(folds("kfold:5/4", "runtime.log_every_steps=1")) == group
     assert group_of(folds("kfold:5/0", "seed=1")) != group
     assert group_of(folds("kfold:4/0")) != group
+    started = [group_of(folds(f"kfold:5/{fold}", f"model.weights=runs/fold-{fold}")) for fold in (0, 1)]
+    assert started[0] == started[1] != group
     assert group_of(folds("tail:30")) is None
     assert group_of(folds("kfold:5/0", "tracking.group=mine")) == "mine"
 
