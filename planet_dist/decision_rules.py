@@ -7,7 +7,7 @@
                         those given that it wasn't fitted on
     expected-f2-rules   likewise, labels taken as true together by the vocabulary's rules; only where it has rules
 
-Suffixes: N samples, C labels.
+Suffixes: N samples, C labels, W ways to make probabilities.
 """
 
 from __future__ import annotations
@@ -111,8 +111,6 @@ def rule_of(decision: Decision) -> DecisionRule:
 def best_method(probabilities_NC: Floats, true_NC: Bools) -> Method:
     """The simplest calibration that is not behind the best by more than noise, on rows that it wasn't fitted on.
 
-    Behind by noise is what two standard errors of the mean difference of squared errors, chip by chip, reach.
-
     Args:
         probabilities_NC: float64 (N, C).
         true_NC: bool (N, C).
@@ -120,15 +118,24 @@ def best_method(probabilities_NC: Floats, true_NC: Bools) -> Method:
     rows = len(true_NC)
     if rows < 2:
         return "none"
-    errors_MN = np.stack(
-        [
-            np.mean((cross_calibrated(method, probabilities_NC, true_NC, min(FOLDS, rows)) - true_NC) ** 2, axis=1)
-            for method in METHODS
-        ]
-    )
-    behind_MN = errors_MN - errors_MN[np.argmin(errors_MN.mean(axis=1))]
-    noise_M = 2.0 * behind_MN.std(axis=1, ddof=1) / np.sqrt(rows)
-    return METHODS[int(np.argmax(behind_MN.mean(axis=1) <= noise_M))]
+    calibrated = [cross_calibrated(method, probabilities_NC, true_NC, min(FOLDS, rows)) for method in METHODS]
+    return METHODS[simplest_of_least_error(calibrated, true_NC)]
+
+
+def simplest_of_least_error(ways: Sequence[Floats], true_NC: Bools) -> int:
+    """The place of the first way whose squared error is not behind the least by more than noise.
+
+    Noise is what two standard errors of the mean difference of squared errors, chip by chip, reach. F2 itself tells
+    ways apart less surely: it only hears of chips whose label set another way changes.
+
+    Args:
+        ways: simplest first, probabilities (N, C) of 2 rows or more, of fits that didn't see the row.
+        true_NC: bool (N, C).
+    """
+    errors_WN = np.stack([np.mean((way_NC - true_NC) ** 2, axis=1) for way_NC in ways])
+    behind_WN = errors_WN - errors_WN[np.argmin(errors_WN.mean(axis=1))]
+    noise_W = 2.0 * behind_WN.std(axis=1, ddof=1) / np.sqrt(len(true_NC))
+    return int(np.argmax(behind_WN.mean(axis=1) <= noise_W))
 
 
 def cross_calibrated(method: Method, probabilities_NC: Floats, true_NC: Bools, folds: int) -> Floats:

@@ -118,7 +118,8 @@ def combining(evaluation: FoldsEvaluation) -> str:
     words = (
         "Each by one threshold for all labels, combination and threshold fitted without the chip's fold; penalties are "
         "chosen label by label on the folds that remain. Same chips: fitted and scored on all of them. Chosen is the "
-        "simplest whose distance from the best may be noise: its interval reaches 0."
+        "simplest whose squared error, without the chip's fold, is not behind the least by two standard errors: that "
+        "tells ways to combine apart more surely than F2 does."
     )
     penalties = sorted({penalty for penalty in choice.combined.penalties if penalty is not None}, reverse=True)
     used = f"Penalties chosen: {', '.join(f'{one:g}' for one in penalties)}." if penalties else ""

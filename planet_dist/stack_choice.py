@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planet_dist.crossfit import Evaluation, RuleScore, choose, cross_fitted, evaluate_rules
+from planet_dist.crossfit import Evaluation, RuleScore, cross_fitted, evaluate_rules
 from planet_dist.decision import DecisionRule
+from planet_dist.decision_rules import simplest_of_least_error
 from planet_dist.metrics import Bools, Floats, mean_f2, standings
 from planet_dist.stack import Scale, Stack, columns
 from planet_dist.stack_fits import COMBINERS, Combiner, row_losses
@@ -87,7 +88,7 @@ class Choice:
     Attributes:
         scores: of each way to combine, in the order given; `rule` is its name. They decide by one threshold for all
             labels, cross-fitted like the combination.
-        combined: the simplest way that is not behind the best by more than noise.
+        combined: the simplest way whose squared error is not behind the least by more than noise.
         evaluation: of decision rules, on `combined.held_out_NC`; it has the chosen rule.
     """
 
@@ -122,7 +123,9 @@ class Chooser:
         """
         combined = [self.combined(combiner, without) for combiner in self.combiners]
         scores = self._scores(combined, without)
-        chosen = combined[choose(scores)]
+        rows_N = self.material.rows(self.material.folds - without)
+        held_out = [one.held_out_NC[rows_N] for one in combined]
+        chosen = combined[simplest_of_least_error(held_out, self.material.true_NC[rows_N])]
         return Choice(scores, chosen, self._evaluated(chosen.held_out_NC, without))
 
     def combined(self, combiner: Combiner, without: Folds = frozenset()) -> Combined:
