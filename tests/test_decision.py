@@ -12,7 +12,14 @@ import pytest
 from planet_dist.calibration import METHODS, Logistic, Unchanged, fit_calibration
 from planet_dist.crossfit import evaluate_rules, fold_numbers
 from planet_dist.decision import Decision, ExpectedF2, read_decision, write_decision
-from planet_dist.decision_rules import EXPECTED_F2, best_method, rule_of, rules_for, vocabulary_of
+from planet_dist.decision_rules import (
+    EXPECTED_F2,
+    best_method,
+    rule_of,
+    rules_for,
+    simplest_of_least_error,
+    vocabulary_of,
+)
 from planet_dist.expected_f2 import most_expected, units_of
 from planet_dist.metrics import Bools, Floats, mean_f2, probabilities
 from planet_dist.thresholds import Thresholds
@@ -243,3 +250,14 @@ def test_predictions_of_planets_labels_get_planets_rules_and_others_those_of_a_f
     assert vocabulary_of(("a", "b"), path) == Vocabulary(("b", "a"), alone=("b",))
     with pytest.raises(ConfigError, match=r"words\.toml: it and the predictions differ in b, c"):
         vocabulary_of(("a", "c"), path)
+
+
+def test_the_simplest_way_is_taken_that_is_not_behind_in_squared_error_by_more_than_noise() -> None:
+    rng = np.random.default_rng(0)
+    p_NC = rng.random((2000, 5))
+    true_NC = rng.random(p_NC.shape) < p_NC
+    worse_NC = np.clip(p_NC + 0.2 * rng.normal(size=p_NC.shape), 0, 1)
+    as_good_NC = np.clip(p_NC + 0.001 * rng.normal(size=p_NC.shape), 0, 1)
+    assert simplest_of_least_error([worse_NC, as_good_NC, p_NC], true_NC) == 1
+    assert simplest_of_least_error([p_NC, as_good_NC, worse_NC], true_NC) == 0
+    assert simplest_of_least_error([p_NC, p_NC], true_NC) == 0
