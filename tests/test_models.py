@@ -398,7 +398,7 @@ def test_a_path_without_weights_is_refused(weights: str) -> None:
 
 
 def test_weights_for_a_network_of_our_own_are_refused() -> None:
-    with pytest.raises(ConfigError, match="always starts from random weights"):
+    with pytest.raises(ConfigError, match="starts from random weights, or from a finished run"):
         _build("small-resnet", weights="imagenet")
 
 
