@@ -74,3 +74,13 @@ def launch(script: str, *words: str, ranks: int = 2, timeout_seconds: float = 60
         timeout=timeout_seconds,
         check=False,
     )
+
+
+def train_small(dataset: Dataset, run: Path, *words: str, ranks: int = 1) -> str:
+    """Trains small-resnet-32 to its end, without W&B and figures; gives what it printed."""
+    done = launch(
+        "planet_dist/train.py", "--recipe", "small-resnet-32", "--data", str(dataset.root), "--out", str(run),
+        *words, "tracking.wandb=off", "runtime.figures=false", ranks=ranks,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout

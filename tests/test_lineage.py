@@ -22,7 +22,7 @@ from planet_dist.lineage import NO_LINEAGE, Lineage, open_lineage
 from planet_dist.runfolder import differences, settings
 from shards.errors import ConfigError, PlanetError
 from shards.reader import Dataset
-from tests.conftest import launch
+from tests.conftest import train_small
 from tests.made_runs import made_fold_run
 
 CPU = torch.device("cpu")
@@ -50,12 +50,8 @@ def opened(dataset: Dataset, key: str, run: Path, *words: str) -> Lineage:
 def test_a_run_starts_from_the_network_of_another_and_says_so(dataset: Dataset, earlier: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["model.width=8", "data.split=kfold:3/1", f'model.weights="{earlier}"', "phases.0.batch_size=40"]
-    words += ["phases.0.epochs=1", "phases.0.learning_rate=1e-9", "runtime.log_every_steps=1", "runtime.figures=false"]
-    done = launch(
-        "planet_dist/train.py", "--recipe", "small-resnet-32", "--data", str(dataset.root), "--out", str(run),
-        *words, "tracking.wandb=off", ranks=1,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words += ["phases.0.epochs=1", "phases.0.learning_rate=1e-9", "runtime.log_every_steps=1"]
+    train_small(dataset, run, *words)
     sha256 = read_description(earlier / "bundle").members[0].sha256
     member = read_description(run / "bundle").members[0]
     assert member.protocol["starts from"] == f"the network of sha256 {sha256}"

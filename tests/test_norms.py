@@ -20,7 +20,7 @@ from planet_dist.data import open_data
 from planet_dist.norms import measure_norms, spread
 from planet_dist.stream import DecodedBatches
 from shards.reader import Dataset
-from tests.conftest import launch
+from tests.conftest import train_small
 
 CPU = torch.device("cpu")
 WATCH: Any = SimpleNamespace(beat=lambda where: None)
@@ -65,11 +65,7 @@ def test_a_run_measures_the_weights_that_it_keeps_at_its_end_on_any_number_of_ra
     run = tmp_path / "run"
     words = ["model.width=8", "data.split=tail:30", "phases.0.epochs=2", "phases.0.batch_size=30"]
     words += ["phases.0.ema_decay=0.9", "phases.0.norm_chips=50", "runtime.keep_checkpoints=9"]
-    done = launch(
-        "planet_dist/train.py", "--recipe", "small-resnet-32", "--data", str(dataset.root), "--out", str(run),
-        *words, "tracking.wandb=off", "runtime.figures=false", ranks=2,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    train_small(dataset, run, *words, ranks=2)
     config = load_config("small-resnet-32", words)
     data = open_data(config, dataset.root)
     parts = assemble(config, data, CPU)

@@ -17,7 +17,7 @@ from planet_dist.evaluate import Logits
 from planet_dist.lineage import open_lineage
 from planet_dist.teacher import Teacher
 from shards.reader import Dataset
-from tests.conftest import launch
+from tests.conftest import train_small
 from tests.made_runs import made_fold_run
 
 CPU = torch.device("cpu")
@@ -53,13 +53,9 @@ def test_a_taught_run_begins_at_the_loss_of_the_teacher_s_answers_and_names_it(
 ) -> None:
     run = tmp_path / "taught"
     words = ["model.width=8", "data.split=kfold:3/1", f'teacher.run="{taught_elsewhere}"', "teacher.weight=0.75"]
-    words += ["phases.0.epochs=1", "phases.0.batch_size=40", "runtime.log_every_steps=1", "runtime.figures=false"]
-    done = launch(
-        "planet_dist/train.py", "--recipe", "small-resnet-32", "--data", str(dataset.root), "--out", str(run),
-        *words, "tracking.wandb=off", ranks=1,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert f"the teacher, {taught_elsewhere}, first answers 80 chips" in done.stdout
+    words += ["phases.0.epochs=1", "phases.0.batch_size=40", "runtime.log_every_steps=1"]
+    said = train_small(dataset, run, *words)
+    assert f"the teacher, {taught_elsewhere}, first answers 80 chips" in said
     config = load_config("small-resnet-32", words)
     data = open_data(config, dataset.root)
     teacher = open_lineage(config, data, CPU).teacher
