@@ -50,7 +50,7 @@ from planet_dist.precision import describe_precision
 from planet_dist.progress import Progress, Stretch
 from planet_dist.provenance import LIBRARIES
 from planet_dist.report import warn_of_failure, write_epoch_report, write_final_report
-from planet_dist.runfolder import JsonLines, RunFolder
+from planet_dist.runfolder import JsonLines, RunFolder, settings
 from planet_dist.stopping import Wish, Wishes
 from planet_dist.stopwatch import Stopwatch
 from planet_dist.stream import DecodedBatches, OnDevice, PlannedSteps, decode_threads, open_caches
@@ -62,10 +62,10 @@ from shards.errors import TrainingError
 
 def run_identity(config: Config, data: Data, accelerator: Accelerator, lineage: Lineage = NO_LINEAGE) -> dict[str, Any]:
     """What a checkpoint may only be resumed with. How the run is watched and on what it runs may change."""
-    settings = config.model_dump(mode="json", exclude={"runtime", "tracking", "description", "teacher"})
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("threads", "prefetch_batches", "cache")}
-    settings["model"]["weights"] = config.model.stated_weights
-    identity = {"config": settings, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
+    kept = settings(config)
+    del kept["teacher"]  # which, and with what to say, the lineage states
+    kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("threads", "prefetch_batches", "cache")}
+    identity = {"config": kept, "dataset": data.dataset.digest, "precision": accelerator.mixed_precision}
     return identity | lineage.stated() | ({"groups": data.groups_digest} if data.groups_digest else {})
 
 
